@@ -1,0 +1,1 @@
+"""HIL-SERL (human-in-the-loop, sample-efficient robot reinforcement learning) in plain PyTorch."""

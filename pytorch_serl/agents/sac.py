@@ -1,0 +1,491 @@
+"""HIL-SERL's agents: SAC on an image encoding, and SAC with a DQN "grasp critic" for the grippers.
+
+References: HIL-SERL (arXiv 2410.21845), SAC (arXiv 1812.05905), RLPD (arXiv 2302.02948), Double DQN
+(arXiv 1509.06461), DQfD (arXiv 1704.03732) for the cloning margin. A batch is the dict that
+`data/replay_buffer.py` samples; rewards, masks and Q are (B,), an ensemble is the leading axis (E, B).
+
+Deviations from the original, all on purpose: an optimiser steps only when its loss was computed; encoder, critic
+and grasp critic share one Adam on their summed gradients; every Q has its own last Dense; the actor reads the whole
+encoding detached; the optional cloning term (`clone_weight`), absent from the original, is 0 by default.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytorch_serl.networks.actor_critic import (
+    Actor,
+    Critic,
+    GraspCritic,
+    Temperature,
+    sample_tanh_normal,
+    tanh_normal_log_prob,
+)
+from pytorch_serl.networks.augment import crop_offsets, random_crop
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, ObservationEncoder, ResNet10
+from pytorch_serl.utils.device import DEVICE
+from pytorch_serl.utils.files import atomic_write, load_checkpoint
+
+Tensors = dict[str, torch.Tensor]
+CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
+ADVANTAGE_SCALE, MAX_ADVANTAGE_WEIGHT = 1.0, 5.0  # cloning weight exp(normalised advantage), capped
+
+
+class SACAgent:
+    """Soft actor-critic for continuous actions.
+
+    Args:
+        image_keys: cameras, in the order of the encoding.
+        action_dim: continuous dimensions of the action, in [-1, 1].
+        lr: learning rate of the three Adams.
+        state_dim: length of `state`; 0 leaves the state out.
+        discount: per step.
+        tau: share of the online parameters in each target update.
+        ensemble_size: number of critics.
+        target_entropy: in nats; default -action_dim / 2, gripper entries counted.
+        dropout: rate on the pooled features, in the actor's training pass only.
+        trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
+        backbone: the frozen ResNet-10; random when None.
+        device: where everything lives; default `DEVICE`.
+    """
+
+    num_grippers = 0
+
+    def __init__(
+        self,
+        image_keys: Iterable[str],
+        action_dim: int,
+        lr: float = 3e-4,
+        *,
+        state_dim: int = 0,
+        discount: float = 0.95,
+        tau: float = 0.005,
+        ensemble_size: int = 2,
+        target_entropy: float | None = None,
+        init_temperature: float = 1e-2,
+        dropout: float = 0.1,
+        trainable_backbone: bool = False,
+        backbone: ResNet10 | None = None,
+        device: torch.device | str | None = None,
+    ):
+        self.image_keys = list(image_keys)
+        if not self.image_keys and not state_dim:
+            raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
+        self.device = torch.device(device) if device is not None else DEVICE
+        self.action_dim, self.state_dim = action_dim, state_dim
+        self.discount, self.tau = discount, tau
+        self.target_entropy = -(action_dim + self.num_grippers) / 2 if target_entropy is None else target_entropy
+        self.config = dict(
+            image_keys=self.image_keys, action_dim=action_dim, lr=lr, state_dim=state_dim, discount=discount, tau=tau,
+            ensemble_size=ensemble_size, target_entropy=self.target_entropy, init_temperature=init_temperature,
+            dropout=dropout, trainable_backbone=trainable_backbone,
+        )  # fmt: skip
+        self.backbone = None
+        if self.image_keys and not trainable_backbone:
+            self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()
+            self.backbone.to(self.device, memory_format=torch.channels_last)
+
+        # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
+        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)
+        self.actor = Actor(self.encoder.encoding_dim, action_dim).to(self.device)
+        self.temperature = Temperature(init_temperature).to(self.device)
+        self.critic = Critic(self.encoder.encoding_dim, action_dim, ensemble_size)
+        self.online = nn.ModuleDict({"encoder": self.encoder, "critic": self.critic, **self._more_critics()})
+        self.online.to(self.device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        fused = self.device.type in ("cuda", "cpu")
+        self.optimizers = {
+            name: torch.optim.Adam(module.parameters(), lr=lr, fused=fused)
+            for name, module in (("online", self.online), ("actor", self.actor), ("temperature", self.temperature))
+        }
+
+    def _more_critics(self) -> dict[str, nn.Module]:
+        return {}
+
+    # ---------------------------------------------------------------- one update
+
+    def update(
+        self,
+        batch: dict[str, Any],
+        critic_only: bool = False,
+        *,
+        train_critic: bool = True,
+        sac_weight: float = 1.0,
+        clone_weight: float = 0.0,
+        advantage_weighted: bool = False,
+        augment: bool = True,
+        noise: Tensors | None = None,
+    ) -> Tensors:
+        """One gradient step on every loss, all computed at the parameters from before the step, then the target.
+
+        Args:
+            batch: `observations`, `next_observations` (uint8 images or stored float features, `state`), `actions`
+                (B, A), `rewards`, `masks` (B,), optionally `grasp_penalty` and `is_demo` (B,).
+            critic_only: skip actor and temperature (the cheap half of HIL-SERL's cta_ratio).
+            train_critic: False leaves the critics' losses out (pure cloning).
+            sac_weight: weight of SAC's actor loss.
+            clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
+            advantage_weighted: weigh cloned actions by exp(advantage) (AWAC, arXiv 2006.09359).
+            augment: random crops on uint8 images (stored features carry theirs already).
+            noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
+        Returns: detached scalars on the device, by metric name.
+        """
+        batch = self._prepare(batch, augment)
+        noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in ("critic_next", "temp_next", "actor")}
+        enc = self._encode(batch, for_actor=bool(sac_weight) and not critic_only)
+
+        losses, info = self._critic_losses(batch, enc, noise["critic_next"]) if train_critic else ({}, {})
+        if not critic_only:
+            if sac_weight:
+                actor_loss, actor_info = self._actor_loss(enc["obs_actor"], noise["actor"])
+                losses["actor"] = sac_weight * actor_loss
+                losses["temperature"], temperature_info = self._temperature_loss(enc["next_actor"], noise["temp_next"])
+                info |= actor_info | temperature_info
+            if clone_weight:
+                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], advantage_weighted)
+                losses["clone"] = clone_weight * clone_loss
+                info |= clone_info
+
+        self._step(losses)
+        with torch.no_grad():  # else the target would become part of an ever longer graph
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), self.tau)
+        return info | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+
+    def _step(self, losses: Tensors) -> None:
+        """Backward every loss into the parameters it trains, then step: what got no gradient stays as it is."""
+        online, actor = list(self.online.parameters()), list(self.actor.parameters())
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        if "actor" in losses:
+            losses["actor"].backward(inputs=actor)  # through the critic, not into it
+        if "temperature" in losses:
+            losses["temperature"].backward()
+        encoder_losses = [loss for name, loss in losses.items() if name not in ("actor", "temperature")]
+        if encoder_losses:
+            sum(encoder_losses).backward(inputs=online + actor)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def _critic_losses(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[Tensors, Tensors]:
+        loss, info = self._critic_loss(batch, enc, noise)
+        return {"critic": loss}, info
+
+    def _critic_loss(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+        """(Q_i(s, a) - y)^2 with y = r + discount * mask * min_i Q'_i(s', a'), a' ~ pi(s'); SAC eq. 5 without entropy."""
+        with torch.no_grad():
+            next_action, _ = sample_tanh_normal(*self.actor(enc["next_actor"]), noise)
+            next_q = self.target["critic"](enc["next_target"], next_action).amin(0)  # (E, B) -> (B,)
+            target_q = batch["rewards"] + self.discount * batch["masks"] * next_q
+        q = self.critic(enc["obs"], batch["arm_actions"])  # (E, B)
+        assert target_q.shape == q.shape[1:]
+        return ((q - target_q) ** 2).mean(), {
+            "q": q.detach().mean(),
+            "target_q": target_q.mean(),
+            "q_max": q.detach().max(),
+        }
+
+    def _actor_loss(self, encoding: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+        """temperature * log pi(a|s) - mean_i Q_i(s, a), a ~ pi(s); SAC eq. 7 with the ensemble's mean, not its minimum."""
+        mean, std = self.actor(encoding)
+        action, log_prob = sample_tanh_normal(mean, std, noise)
+        q = self.critic(encoding, action).mean(0)  # (E, B) -> (B,)
+        assert q.shape == log_prob.shape
+        loss = (self.temperature().detach() * log_prob - q).mean()
+        return loss, {"policy_std": std.detach().mean(), "saturation": (action.detach().abs() > 0.99).float().mean()}
+
+    def _temperature_loss(self, encoding: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+        """temperature * (entropy - target_entropy), entropy of actions drawn at the next observations; SAC eq. 18."""
+        with torch.no_grad():
+            _, log_prob = sample_tanh_normal(*self.actor(encoding), noise)
+            entropy = -log_prob.mean()
+        temperature = self.temperature()
+        return temperature * (entropy - self.target_entropy), {"entropy": entropy, "temperature": temperature.detach()}
+
+    def _clone_loss(
+        self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
+    ) -> tuple[torch.Tensor, Tensors]:
+        """-w log pi(a|s) over the demo transitions; w = 1, or exp(normalised advantage) with mean 1 (AWAC eq. 13)."""
+        log_prob = tanh_normal_log_prob(batch["arm_actions"], *self.actor(encoding))  # (B,)
+        weight = batch["is_demo"]
+        if advantage_weighted:
+            weight = weight * self._advantage_weight(batch, encoding.detach())
+        loss = -(weight * log_prob).sum() / weight.sum().clamp(min=1.0) / self.action_dim
+        return loss, {
+            "clone_log_prob": (batch["is_demo"] * log_prob.detach()).sum() / batch["is_demo"].sum().clamp(min=1.0)
+        }
+
+    @torch.no_grad()
+    def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
+        mean, std = self.actor(encoding)
+        policy_action, _ = sample_tanh_normal(mean, std, torch.randn_like(mean))
+        advantage = (self.critic(encoding, batch["arm_actions"]) - self.critic(encoding, policy_action)).amin(0)  # (B,)
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-3)
+        weight = (advantage / ADVANTAGE_SCALE).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
+        return weight / weight.mean()
+
+    # ---------------------------------------------------------------- from batch to encodings
+
+    def _encode(self, batch: dict, for_actor: bool) -> Tensors:
+        """Every encoding (B, D) that one update needs: `obs` with gradient, the others without; dropout for the actor."""
+        pooled = self.encoder.pool(batch["observations"])
+        encodings = {"obs": self.encoder(pooled)}
+        with torch.no_grad():
+            next_pooled = self.encoder.pool(batch["next_observations"])
+            encodings["next_actor"] = self.encoder(next_pooled, dropout=True)
+            encodings["next_target"] = self.target["encoder"](self.target["encoder"].pool(batch["next_observations"]))
+            if self.num_grippers:
+                encodings["next"] = self.encoder(next_pooled)
+            if for_actor:
+                encodings["obs_actor"] = self.encoder(pooled, dropout=True)
+        return encodings
+
+    def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:
+        """Move a sampled batch to the device, crop its images and run the frozen backbone on them."""
+        out: dict[str, Any] = {
+            k: torch.as_tensor(v, dtype=torch.float32).to(self.device)
+            for k, v in batch.items()
+            if k in ("actions", "rewards", "masks", "grasp_penalty", "is_demo")
+        }
+        for key in ("observations", "next_observations"):
+            out[key] = self._features(self._tensors(batch[key]), augment)
+        out.setdefault("is_demo", torch.ones_like(out["rewards"]))
+        out["arm_actions"], out["gripper_index"] = self._split_actions(out["actions"])
+        return out
+
+    def _tensors(self, obs: dict[str, Any]) -> Tensors:
+        """Check keys, dtypes and shapes of a batch of observations and move it to the device."""
+        missing = [k for k in self.image_keys + ["state"] * bool(self.state_dim) if k not in obs]
+        if missing:
+            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
+        out = {}
+        for key in self.image_keys:
+            image = torch.as_tensor(obs[key])
+            is_image = image.dtype == torch.uint8 and image.ndim == 4 and image.shape[-1] == 3
+            is_feature = image.dtype.is_floating_point and tuple(image.shape[1:]) == FEATURE_SHAPE and self.backbone
+            if not is_image and not is_feature:
+                raise ValueError(
+                    f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
+                )
+            out[key] = image.to(self.device, non_blocking=True)
+            out[key] = out[key] if is_image else out[key].float()
+        if self.state_dim:
+            state = torch.as_tensor(obs["state"], dtype=torch.float32).to(self.device)
+            if state.ndim != 2 or state.shape[-1] != self.state_dim:
+                raise ValueError(f"state is {tuple(state.shape)}; wanted (B, {self.state_dim})")
+            out["state"] = state
+        elif "state" in obs and not getattr(self, "_state_warned", False):
+            self._state_warned = True
+            warnings.warn("the observation has a 'state' but the agent was built without state_dim and ignores it")
+        return out
+
+    def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
+        """Crop uint8 images (one offset per sample, the same for its cameras), then the frozen backbone if there is one."""
+        images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
+        if images and augment:
+            offsets = crop_offsets(len(obs[images[0]]), self.device)
+            obs = obs | {k: random_crop(obs[k], offsets) for k in images}
+        if images and self.backbone is not None:
+            with torch.no_grad():
+                obs = obs | {k: self.backbone(obs[k]) for k in images}  # (B, 512, 16)
+        return obs
+
+    def _split_actions(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Full actions to the arms' continuous part (B, A) and the joint gripper index (B,) or None."""
+        if actions.shape[-1] != self.action_dim:
+            raise ValueError(
+                f"actions are {tuple(actions.shape)}; the agent was built with action_dim={self.action_dim}"
+            )
+        return actions, None
+
+    # ---------------------------------------------------------------- acting
+
+    @torch.no_grad()
+    def sample_actions(self, obs: dict[str, Any], argmax: bool = False) -> np.ndarray:
+        """Actions for one observation or a batch of them.
+
+        Args:
+            obs: uint8 images (H, W, 3) or (B, H, W, 3), or features from `encode_frames`; `state` (D,) or (B, D).
+            argmax: the policy's mode instead of a sample. Gripper commands are always the best ones.
+        Returns: float32 (A,) or (B, A) in [-1, 1], gripper entries in {-1, 0, 1}.
+        """
+        single, obs = self._batched(obs)
+        encoding = self.encoder(self.encoder.pool(self._features(self._tensors(obs))))  # (B, D)
+        mean, std = self.actor(encoding)
+        action = torch.tanh(mean if argmax else mean + std * torch.randn_like(mean))
+        action = self._join_actions(action, encoding).cpu().numpy()
+        return action[0] if single else action
+
+    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
+        return arm_actions
+
+    @torch.no_grad()
+    def encode_frames(self, obs: dict[str, Any], views: int = 1) -> dict[str, np.ndarray]:
+        """Replace the images of one observation by the frozen backbone's output, to be stored instead of them.
+
+        View 0 is the image as it is, the others are random crops of it (the same crop for every camera).
+        Returns: images as float16 (views, 512, 16), other entries unchanged. Raises ValueError without frozen backbone.
+        """
+        if self.backbone is None:
+            raise ValueError("features of a trainable backbone change with every update and cannot be stored")
+        single, batched = self._batched(obs)
+        if not single:
+            raise ValueError("encode_frames takes one observation at a time")
+        images = {k: torch.as_tensor(batched[k]).to(self.device).expand(views, -1, -1, -1) for k in self.image_keys}
+        offsets = crop_offsets(views, self.device)
+        offsets[0] = 4
+        crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
+        if len({c.shape for c in crops}) == 1:  # all cameras in one pass
+            maps = self.backbone(torch.cat(crops)).half().cpu().numpy().reshape(-1, views, *FEATURE_SHAPE)
+        else:
+            maps = [self.backbone(c).half().cpu().numpy() for c in crops]
+        return dict(obs) | dict(zip(self.image_keys, maps))
+
+    def _batched(self, obs: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """Add a batch axis to a single observation; says whether it was single."""
+        key = self.image_keys[0] if self.image_keys else "state"
+        if key not in obs:
+            raise ValueError(f"observation lacks {key!r}; it has {sorted(obs)}")
+        image = torch.as_tensor(obs[key])
+        single_ndim = 1 if key == "state" else 3 if image.dtype == torch.uint8 else len(FEATURE_SHAPE)
+        if image.ndim != single_ndim:
+            return False, obs
+        return True, {k: torch.as_tensor(obs[k])[None] for k in (*self.image_keys, "state") if k in obs}
+
+    # ---------------------------------------------------------------- saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning changes, the frozen backbone, and the settings that rebuild the agent."""
+        modules = {"online": self.online, "target": self.target, "actor": self.actor, "temperature": self.temperature}
+        if self.backbone is not None:
+            modules["backbone"] = self.backbone
+        return {
+            "kind": type(self).__name__,
+            "config": self.config,
+            "modules": {k: m.state_dict() for k, m in modules.items()},
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: str = "checkpoint") -> None:
+        """Take over a `state_dict()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
+        if not {"kind", "config", "modules", "optimizers"} <= set(state):
+            raise ValueError(
+                f"{source}: not an agent checkpoint of this project (it has {sorted(map(str, state))[:6]})"
+            )
+        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone")
+        wrong = [f"{k} is {state['config'].get(k)}, here {self.config[k]}" for k in shaping
+                 if state["config"].get(k) != self.config[k]]  # fmt: skip
+        if state["kind"] != type(self).__name__:
+            wrong.insert(0, f"it holds a {state['kind']}, this run needs a {type(self).__name__}")
+        own = self.state_dict()["modules"]
+        for name, module in own.items():
+            theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
+            ours = {k: tuple(v.shape) for k, v in module.items()}
+            wrong += [f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
+                      for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]  # fmt: skip
+        if wrong:
+            raise ValueError(f"{source} does not fit this agent: " + "; ".join(wrong[:8]))
+        self.backbone = copy.deepcopy(self.backbone)  # a classifier may share the one that was passed in
+        for name in own:
+            getattr(self, name).load_state_dict(state["modules"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+    def save(self, path: str) -> None:
+        """Write `state_dict()` to `path`, atomically."""
+        with atomic_write(path) as file:
+            torch.save(self.state_dict(), file)
+
+    def load(self, path: str) -> None:
+        """Take over what `save` wrote. Raises ValueError for a file of another agent, naming what differs."""
+        content = load_checkpoint(path, self.device)
+        self.load_state_dict(content.get("agent", content), str(path))
+
+
+class SACHybridAgent(SACAgent):
+    """SAC for the arms and Double DQN for the grippers; one class for one arm and two.
+
+    Args:
+        continuous_action_dim: all arms' continuous dimensions together.
+        grasp_action_dim: 3 for one gripper, 9 for two (index = 3 * left + right, each 0 close, 1 hold, 2 open).
+        Others as in `SACAgent`. Full actions are one block per arm, its gripper entry last: [6, g] or [6, g, 6, g].
+    """
+
+    def __init__(
+        self,
+        image_keys: Iterable[str],
+        continuous_action_dim: int = 6,
+        grasp_action_dim: int = 3,
+        lr: float = 3e-4,
+        **settings,
+    ):
+        if grasp_action_dim not in (3, 9):
+            raise ValueError(f"grasp_action_dim is {grasp_action_dim}; wanted 3 (one gripper) or 9 (two)")
+        self.num_grippers = 1 if grasp_action_dim == 3 else 2
+        if continuous_action_dim % self.num_grippers:
+            raise ValueError(
+                f"continuous_action_dim {continuous_action_dim} does not divide by {self.num_grippers} arms"
+            )
+        super().__init__(image_keys, continuous_action_dim, lr, **settings)
+
+    def _more_critics(self) -> dict[str, nn.Module]:
+        self.grasp_critic = GraspCritic(self.encoder.encoding_dim, 3**self.num_grippers)
+        return {"grasp_critic": self.grasp_critic}
+
+    def _split_actions(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if actions.shape[-1] != self.action_dim + self.num_grippers:
+            raise ValueError(
+                f"actions are {tuple(actions.shape)}; wanted {self.action_dim} continuous + {self.num_grippers} gripper entries"
+            )
+        blocks = actions.unflatten(-1, (self.num_grippers, -1))  # (B, G, A / G + 1)
+        commands = blocks[..., -1].round().clamp(-1, 1).long() + 1  # (B, G) in 0..2
+        index = commands[:, 0]
+        for i in range(1, self.num_grippers):
+            index = 3 * index + commands[:, i]
+        return blocks[..., :-1].flatten(1), index
+
+    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
+        index = self.grasp_critic(encoding).argmax(-1)  # (B,)
+        places = [3**i for i in reversed(range(self.num_grippers))]
+        commands = torch.stack([index.div(p, rounding_mode="floor") % 3 - 1 for p in places], -1)  # (B, G)
+        blocks = arm_actions.unflatten(-1, (self.num_grippers, -1))
+        return torch.cat([blocks, commands[..., None].to(blocks.dtype)], -1).flatten(1)
+
+    def _critic_losses(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[Tensors, Tensors]:
+        losses, info = super()._critic_losses(batch, enc, noise)
+        losses["grasp_critic"], grasp_info = self._grasp_critic_loss(batch, enc)
+        return losses, info | grasp_info
+
+    def _grasp_critic_loss(self, batch: dict, enc: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """(Q(s)[g] - y)^2, y = r + penalty + discount * mask * Q'(s')[argmax Q(s')]; Double DQN (arXiv 1509.06461)."""
+        with torch.no_grad():
+            best = self.grasp_critic(enc["next"]).argmax(-1, keepdim=True)  # (B, 1)
+            next_q = self.target["grasp_critic"](enc["next_target"]).gather(1, best).squeeze(1)  # (B,)
+            reward = batch["rewards"] + batch["grasp_penalty"]
+            target_q = reward + self.discount * batch["masks"] * next_q
+        q = self.grasp_critic(enc["obs"]).gather(1, batch["gripper_index"][:, None]).squeeze(1)  # (B,)
+        assert q.shape == target_q.shape
+        return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
+
+    def _clone_loss(
+        self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
+    ) -> tuple[torch.Tensor, Tensors]:
+        """The arm's cloning loss plus a large margin on the gripper: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
+        loss, info = super()._clone_loss(batch, encoding, advantage_weighted)
+        q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
+        margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
+        violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
+        num_demos = batch["is_demo"].sum().clamp(min=1.0)
+        accuracy = (batch["is_demo"] * (q.argmax(-1) == index.squeeze(1))).sum() / num_demos
+        return loss + (batch["is_demo"] * violation).sum() / num_demos, info | {"gripper_accuracy": accuracy}
+
+    def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:
+        if "grasp_penalty" not in batch:
+            raise ValueError(
+                "batch lacks 'grasp_penalty' (B,), which the grasp critic's reward needs; pass zeros if there is none"
+            )
+        return super()._prepare(batch, augment)

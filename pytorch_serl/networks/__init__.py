@@ -1,0 +1,1 @@
+"""Encoder, actor, critics, reward classifier."""

@@ -1,0 +1,223 @@
+"""Reward classifier: camera frames in, probability of success out.
+
+A frame's way: uint8 (B, H, W, 3) -> one ResNet-10 for all cameras -> (B, 512, 16) -> per camera `ImageHead`
+-> (B, 256) -> concatenated -> Dense 256, dropout, LayerNorm, ReLU, Dense 1 -> logit.
+Reference: HIL-SERL (arXiv 2410.21845) networks/reward_classifier.py.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
+from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10
+from pytorch_serl.utils.device import DEVICE
+from pytorch_serl.utils.files import atomic_write, load_checkpoint
+
+HIDDEN_DIM = 256
+Tensors = dict[str, torch.Tensor]
+
+
+def _lecun_dense(in_dim: int, out_dim: int) -> nn.Linear:
+    layer = nn.Linear(in_dim, out_dim)
+    variance_scaling_(layer.weight, in_dim)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RewardClassifier(nn.Module):
+    """Tells success from failure by the cameras alone; `state` is not read, as in the original.
+
+    Args:
+        image_keys: cameras, in the order of the encoding.
+        backbone: the ResNet-10 to start from; random when None. A frozen one is used as it is (agent and classifier
+            can share it), a trainable one is copied first.
+        dropout: rate, on the pooled features and in the last layers; acts in `train()` mode only.
+        trainable_backbone: train the ResNet-10 too. There is still one for all cameras.
+        device: where everything lives; default `DEVICE`.
+
+    `threshold` is the probability above which `predict_success` says success. It, `image_shapes` (camera -> (H, W) seen
+    in training) and `validation` (a plain dict of figures) are saved with the weights.
+    """
+
+    def __init__(
+        self,
+        image_keys: Iterable[str],
+        *,
+        backbone: ResNet10 | None = None,
+        dropout: float = 0.1,
+        trainable_backbone: bool = False,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        self.image_keys = [image_keys] if isinstance(image_keys, str) else list(image_keys)
+        if not self.image_keys or len(set(self.image_keys)) < len(self.image_keys):
+            raise ValueError(f"image_keys is {self.image_keys}; wanted one or more camera names, each once")
+        self.device = torch.device(device) if device is not None else DEVICE
+        self.dropout, self.trainable_backbone = dropout, trainable_backbone
+        self.threshold = 0.5
+        self.image_shapes: dict[str, tuple[int, int]] = {}
+        self.validation: dict[str, Any] = {}
+        self._warned: set[str] = set()
+
+        if backbone is None:
+            backbone = ResNet10()
+        elif trainable_backbone:
+            backbone = copy.deepcopy(backbone)
+        self.backbone = backbone.requires_grad_(trainable_backbone)
+        self.heads = nn.ModuleDict({key: ImageHead(dropout) for key in self.image_keys})
+        self.dense = _lecun_dense(BOTTLENECK_DIM * len(self.image_keys), HIDDEN_DIM)
+        self.norm = nn.LayerNorm(HIDDEN_DIM, eps=LAYER_NORM_EPS)
+        self.out = _lecun_dense(HIDDEN_DIM, 1)
+        self.to(self.device)
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimiser gets: everything but a frozen backbone."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    # ---------------------------------------------------------------- from image to logit
+
+    def features(self, images: Tensors) -> Tensors:
+        """uint8 images (B, H, W, 3) per camera -> feature maps (B, 512, 16); no gradient into a frozen backbone."""
+        with torch.set_grad_enabled(self.trainable_backbone and torch.is_grad_enabled()):
+            return {key: self.backbone(images[key]) for key in self.image_keys}
+
+    def encode(self, features: Tensors) -> torch.Tensor:
+        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras)."""
+        heads = [(self.heads[key], features[key]) for key in self.image_keys]
+        return torch.cat([head(head.pool(maps), dropout=self.training) for head, maps in heads], -1)
+
+    def logits(self, features: Tensors) -> torch.Tensor:
+        """Feature maps (B, 512, 16) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
+        x = F.dropout(self.dense(self.encode(features)), self.dropout, self.training)  # (B, 256)
+        return self.out(F.relu(self.norm(x))).squeeze(-1)
+
+    def forward(self, images: Tensors) -> torch.Tensor:
+        """uint8 images (B, H, W, 3) per camera -> logits (B,)."""
+        return self.logits(self.features(images))
+
+    # ---------------------------------------------------------------- use
+
+    @torch.no_grad()
+    def predict_success(self, obs: dict[str, Any]) -> tuple[float, bool] | tuple[np.ndarray, np.ndarray]:
+        """Probability of success and whether it is above `threshold`; without dropout in any mode.
+
+        Args:
+            obs: uint8 images (H, W, 3) or (B, H, W, 3) as numpy arrays or tensors; keys other than the cameras are
+                ignored.
+        Returns: a float and a bool, or for a batch float64 (B,) and bool (B,) arrays.
+        Raises ValueError for a missing camera, a float image, a wrong shape.
+        """
+        images, single = self._check(obs)
+        was_training = self.training
+        self.eval()
+        try:
+            logits = self(images)
+        finally:
+            self.train(was_training)
+        prob = logits.cpu().double().sigmoid().numpy()  # float64, so that confident frames still differ
+        return (float(prob[0]), bool(prob[0] > self.threshold)) if single else (prob, prob > self.threshold)
+
+    def _check(self, obs: dict[str, Any]) -> tuple[Tensors, bool]:
+        """The cameras of `obs` as uint8 (B, H, W, 3) on the device, and whether it was a single observation."""
+        missing = [key for key in self.image_keys if key not in obs]
+        if missing:
+            raise ValueError(f"observation lacks the camera {missing}; it has {sorted(map(str, obs))}")
+        images = {key: self._image(key, obs[key]) for key in self.image_keys}
+        shapes = {key: tuple(image.shape) for key, image in images.items()}
+        if len({shape[:-3] for shape in shapes.values()}) > 1:
+            raise ValueError(f"cameras differ in batch size: {shapes}; wanted (H, W, 3) each or (B, H, W, 3) each")
+        for key, shape in shapes.items():
+            seen = self.image_shapes.get(key)
+            if seen is not None and tuple(seen) != shape[-3:-1] and key not in self._warned:
+                self._warned.add(key)
+                warnings.warn(
+                    f"camera {key!r} is {shape[-3]}x{shape[-2]}, the classifier was trained on {seen[0]}x{seen[1]} "
+                    "(H x W); give it frames cropped and resized as in training",
+                    stacklevel=3,
+                )
+        single = len(shapes[self.image_keys[0]]) == 3
+        return {key: (x[None] if single else x).to(self.device) for key, x in images.items()}, single
+
+    @staticmethod
+    def _image(key: str, image: Any) -> torch.Tensor:
+        if not isinstance(image, torch.Tensor):
+            image = np.asarray(image)
+        dtype = str(image.dtype).removeprefix("torch.")
+        if dtype != "uint8":
+            hint = "; a float image in [0, 1] is (image * 255).round() as uint8" if "float" in dtype else ""
+            raise ValueError(f"camera {key!r} is {dtype} {tuple(image.shape)}; wanted uint8 in 0..255{hint}")
+        if image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise ValueError(f"camera {key!r} is {tuple(image.shape)}; wanted (H, W, 3) or (B, H, W, 3)")
+        # a copy: numpy views may have negative strides or be read-only
+        return image if isinstance(image, torch.Tensor) else torch.from_numpy(image.copy())
+
+    # ---------------------------------------------------------------- saving
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What `save` writes: weights (the backbone once), settings, threshold, validation figures."""
+        return {
+            "kind": "RewardClassifier",
+            "image_keys": self.image_keys,
+            "dropout": self.dropout,
+            "trainable_backbone": self.trainable_backbone,
+            "threshold": float(self.threshold),
+            "image_shapes": {key: [int(n) for n in shape] for key, shape in self.image_shapes.items()},
+            "validation": self.validation,
+            "weights": self.state_dict(),
+        }
+
+    def load_checkpoint(self, content: dict[str, Any], source: str = "checkpoint") -> None:
+        """Take over a `checkpoint()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
+        content = _classifier_part(content, source)
+        wrong = []
+        if content["image_keys"] != self.image_keys:
+            wrong.append(f"its image_keys are {content['image_keys']}, here {self.image_keys}")
+        ours, theirs = ({k: tuple(v.shape) for k, v in d.items()} for d in (self.state_dict(), content["weights"]))
+        wrong += [
+            f"{name} is {theirs.get(name, 'absent')}, here {ours.get(name, 'absent')}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+            raise ValueError(f"{source} does not fit this classifier: " + "; ".join(wrong[:8]) + more)
+        self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
+        self.load_state_dict(content["weights"])
+        self.threshold, self.validation = content["threshold"], content["validation"]
+        self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `checkpoint()` to `path`, atomically."""
+        with atomic_write(path) as file:
+            torch.save(self.checkpoint(), file)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Take over what `save` or train_classifier.py wrote, its backbone included."""
+        self.load_checkpoint(load_checkpoint(path, self.device), str(path))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike, device: torch.device | str | None = None) -> "RewardClassifier":
+        """The classifier that `path` holds, in `eval()` mode. Raises ValueError for any other file."""
+        content = _classifier_part(load_checkpoint(path), str(path))
+        settings = {key: content[key] for key in ("image_keys", "dropout", "trainable_backbone")}
+        classifier = cls(**settings, device=device)
+        classifier.load_checkpoint(content, str(path))
+        return classifier.eval()
+
+
+def _classifier_part(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """The classifier in what a file holds: train_classifier.py's last.pt wraps it together with the optimiser."""
+    content = content.get("classifier", content)
+    wanted = {"image_keys", "dropout", "trainable_backbone", "threshold", "image_shapes", "validation", "weights"}
+    if not isinstance(content, dict) or content.get("kind") != "RewardClassifier" or wanted - content.keys():
+        raise ValueError(f"{source}: not a reward classifier of this project (it has {sorted(map(str, content))[:6]})")
+    return content

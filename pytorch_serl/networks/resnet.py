@@ -1,0 +1,147 @@
+"""From camera to encoding: ResNet-10 backbone, one trained head per camera, the state branch.
+
+A frame's way: uint8 (B, H, W, 3) -> `ResNet10` -> feature map (B, 512, 16) -> `ImageHead` -> (B, 256)
+-> concatenated with the other cameras and the state by `ObservationEncoder` -> (B, 256 * cameras + 64).
+A frozen backbone's feature map never changes, so replay stores that instead of the frame (data/replay_buffer.py).
+Reference: HIL-SERL (arXiv 2410.21845) vision/resnet_v1.py and common/encoding.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
+
+IMAGE_SIZE = 128
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FEATURE_SHAPE = (512, 16)  # channels, 4 x 4 positions
+BOTTLENECK_DIM, STATE_EMBEDDING_DIM = 256, 64
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+    variance_scaling_(conv.weight, in_channels * kernel * kernel, scale=2.0)
+    return conv
+
+
+def _pad_same(x: torch.Tensor) -> torch.Tensor:
+    """JAX's "SAME" for a 3x3 stride-2 window on an even side: one row below, one column right, none above or left."""
+    return F.pad(x, (0, 1, 0, 1))
+
+
+class ResNetBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm(4) and a projected shortcut where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv1 = _conv(in_channels, channels, 3, stride, 1 if stride == 1 else 0)
+        self.norm1 = nn.GroupNorm(4, channels, eps=1e-5)
+        self.conv2 = _conv(channels, channels, 3, 1, 1)
+        self.norm2 = nn.GroupNorm(4, channels, eps=1e-5)
+        if in_channels != channels:
+            self.conv_proj = _conv(in_channels, channels, 1, stride, 0)
+            self.norm_proj = nn.GroupNorm(4, channels, eps=1e-5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm1(self.conv1(_pad_same(x) if self.stride == 2 else x)))
+        y = self.norm2(self.conv2(y))
+        shortcut = self.norm_proj(self.conv_proj(x)) if hasattr(self, "conv_proj") else x
+        return F.relu(y + shortcut)
+
+
+class ResNet10(nn.Module):
+    """ResNet-10 with four stages of one block, GroupNorm(4), no convolution bias. 4.9 million parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_init = _conv(3, 64, 7, 2, 3)
+        self.norm_init = nn.GroupNorm(4, 64, eps=1e-5)
+        widths = (64, 64, 128, 256, 512)
+        self.blocks = nn.ModuleList(ResNetBlock(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(4))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, 128, 128), resized with antialias, ImageNet-normalised."""
+        x = images.permute(0, 3, 1, 2).float()
+        if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        return (x / 255.0 - self.mean) / self.std
+
+    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Every intermediate map: conv_init, norm_init (before ReLU), then the four blocks; last is (B, 512, 4, 4)."""
+        outputs = [self.conv_init(self.preprocess(images))]  # (B, 64, 64, 64)
+        outputs.append(self.norm_init(outputs[-1]))
+        x = F.max_pool2d(_pad_same(F.relu(outputs[-1])), 3, 2)  # (B, 64, 32, 32); zeros pad: the input is >= 0
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> feature map (B, 512, 16), position = 4 * row + column."""
+        return self.stages(images)[-1].flatten(2)
+
+
+class ImageHead(nn.Module):
+    """Spatial learned embeddings (8 weighted sums per channel), dropout, Dense 256, LayerNorm, tanh."""
+
+    NUM_EMBEDDINGS = 8
+
+    def __init__(self, dropout: float = 0.1):
+        super().__init__()
+        channels, positions = FEATURE_SHAPE
+        self.embeddings = nn.Parameter(torch.empty(channels, positions, self.NUM_EMBEDDINGS))
+        variance_scaling_(self.embeddings, channels * positions)
+        pooled_dim = channels * self.NUM_EMBEDDINGS
+        self.bottleneck = nn.Linear(pooled_dim, BOTTLENECK_DIM)
+        variance_scaling_(self.bottleneck.weight, pooled_dim)
+        nn.init.zeros_(self.bottleneck.bias)
+        self.norm = nn.LayerNorm(BOTTLENECK_DIM, eps=LAYER_NORM_EPS)
+        self.dropout = dropout
+
+    def pool(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, 512, 16) -> (B, 4096); index = 8 * channel + embedding."""
+        # channel-first batched product: the channels are the batch of many small matrix products
+        pooled = torch.bmm(feature_map.transpose(0, 1), self.embeddings)  # (512, B, 8)
+        return pooled.transpose(0, 1).reshape(feature_map.shape[0], -1)
+
+    def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
+        """(B, 4096) -> (B, 256). Dropout acts only where the caller asks (the actor's training pass)."""
+        pooled = F.dropout(pooled, self.dropout, training=dropout)
+        return torch.tanh(self.norm(self.bottleneck(pooled)))
+
+
+class ObservationEncoder(nn.Module):
+    """One `ImageHead` per camera and the state branch; with `trainable_backbone` also one ResNet-10 per camera.
+
+    The frozen backbone is shared by all cameras and lives outside this module, so that nothing here can train,
+    average or copy it. Trainable backbones are one per camera, as in the original's `encoder_type="resnet"`.
+    """
+
+    def __init__(self, image_keys: list[str], state_dim: int, dropout: float, trainable_backbone: bool = False):
+        super().__init__()
+        self.image_keys = list(image_keys)
+        self.heads = nn.ModuleDict({key: ImageHead(dropout) for key in self.image_keys})
+        self.backbones = nn.ModuleDict({key: ResNet10() for key in self.image_keys} if trainable_backbone else {})
+        if state_dim:
+            self.state_dense = dense(state_dim, STATE_EMBEDDING_DIM)
+            self.state_norm = nn.LayerNorm(STATE_EMBEDDING_DIM, eps=LAYER_NORM_EPS)
+        self.state_dim = state_dim
+        self.encoding_dim = BOTTLENECK_DIM * len(self.image_keys) + (STATE_EMBEDDING_DIM if state_dim else 0)
+
+    def pool(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Frozen feature maps (B, 512, 16), or uint8 images for trainable backbones, to pooled (B, 4096) by camera.
+
+        This is the part that a pass with and one without dropout share; `state` goes through unchanged.
+        """
+        maps = {k: self.backbones[k](obs[k]) if k in self.backbones else obs[k] for k in self.image_keys}
+        return obs | {k: self.heads[k].pool(v) for k, v in maps.items()}
+
+    def forward(self, pooled: dict[str, torch.Tensor], dropout: bool = False) -> torch.Tensor:
+        """`pool`'s output to the encoding (B, encoding_dim): cameras in `image_keys` order, then the state."""
+        parts = [self.heads[key](pooled[key], dropout) for key in self.image_keys]
+        if self.state_dim:
+            parts.append(torch.tanh(self.state_norm(self.state_dense(pooled["state"]))))
+        return torch.cat(parts, -1)

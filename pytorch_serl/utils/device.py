@@ -1,0 +1,25 @@
+"""Where tensors live: CUDA, then Apple MPS, then the CPU."""
+
+import torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name` ("auto", "cuda", "cuda:1", "mps", "cpu"), checked to be usable.
+
+    "auto" takes CUDA where there is one, else MPS, else the CPU.
+    Raises ValueError when the named device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not usable here ({reason}); use --device auto or cpu") from error
+    return device
+
+
+DEVICE = pick_device()
