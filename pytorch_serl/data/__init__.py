@@ -1,0 +1,1 @@
+"""The replay buffer, and the reading and checking of demo and classifier files."""

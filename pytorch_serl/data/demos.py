@@ -1,0 +1,276 @@
+"""Read and check demo files: pickles with a list of transitions, in this project's format or HIL-SERL's."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pytorch_serl.data import demo_report
+from pytorch_serl.data.actions import (
+    SETUP_MODES,
+    check_action_dim,
+    check_not_zero,
+    num_arms,
+    num_grippers,
+    snap_grippers,
+)
+from pytorch_serl.data.checks import (
+    DataError,
+    Place,
+    load_transitions,
+    read_flag,
+    read_number,
+    read_observation,
+    read_vector,
+    show,
+    take,
+)
+
+__all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos"]
+Paths = str | os.PathLike | Iterable[str | os.PathLike]
+ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
+
+
+@dataclass
+class Demos:
+    """Demo transitions, checked and brought to one form.
+
+    transitions: dicts with observations and next_observations {image key: uint8 (H, W, 3), 'state': float32
+        (D,)}, actions float32 (A,), rewards float, dones bool, masks float, grasp_penalty float. An array of
+        next_observations is the very object in the following observations where the two are equal.
+    episode_ids: (N,) int64, counted over all files. An episode ends with dones or with its file.
+    state_dim: 0 where no state was recorded. action_dim: A, grippers included.
+    warnings: what is odd but usable, with numbers.
+    """
+
+    transitions: list[dict]
+    episode_ids: np.ndarray
+    image_keys: list[str]
+    image_shapes: dict[str, tuple[int, int, int]]
+    state_dim: int
+    action_dim: int
+    setup_mode: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def continuous_dim(self) -> int:
+        """Entries of an action that are no gripper command."""
+        return self.action_dim - num_grippers(self.setup_mode)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays, each counted once."""
+        return demo_report.memory_bytes(self.transitions)
+
+    def summary(self) -> str:
+        """Return several lines: counts, shapes, actions per dimension, gripper, memory, warnings."""
+        return demo_report.summary(self)
+
+
+def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -> Demos:
+    """Read one or several demo files.
+
+    paths: a path or a list of them. image_keys: the cameras to keep; other cameras in the files are dropped.
+    setup_mode: one of SETUP_MODES.
+    Raises DataError (a ValueError of one line: file, transition, key, what to do), UnsafePickleError where a
+    file names code, ValueError where it is no whole pickle or an argument is wrong.
+    """
+    num_arms(setup_mode)  # refuses an unknown mode
+    paths = [str(path) for path in _as_list("demo_paths", paths, (str, os.PathLike))]
+    image_keys = _as_list("image_keys", image_keys, str)
+    if "state" in image_keys:
+        raise ValueError("image_keys: got 'state', wanted cameras only; state is read where the file has it")
+    demos = None
+    for path in paths:
+        part = _read_file(path, image_keys, setup_mode)
+        if demos is None:
+            demos = part
+            continue
+        _check_same_layout(paths[0], demos, path, part)
+        demos.transitions += part.transitions
+        demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
+        demos.warnings += part.warnings
+    return demos
+
+
+def _as_list(name, values, kinds):
+    values = [values] if isinstance(values, kinds) else list(values)
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"{name}: got {values}, wanted at least one value and none twice")
+    return values
+
+
+def _read_file(path, image_keys, setup_mode):
+    raw = load_transitions(path)
+    has_state, has_masks = _has_state(raw[0]), "masks" in raw[0]
+    transitions = []
+    for index, item in enumerate(raw):
+        place = Place(path, index)
+        transitions.append(_read_transition(place, item, image_keys, has_state, has_masks))
+        _check_shapes(place, transitions[-1], transitions[0])
+        raw[index] = None  # frees what the transition does not keep
+    has_penalty = _fill_penalties(transitions)
+    mismatched = share_frames(transitions)
+    episode_ids = _episode_ids(transitions)
+    _check_rewards(path, transitions)
+    actions = np.stack([transition["actions"] for transition in transitions])  # (N, A)
+    check_action_dim(Place(path, 0), actions.shape[1], setup_mode)
+    check_not_zero(path, actions, episode_ids)
+    actions, snapped = snap_grippers(path, actions, setup_mode)
+    for transition, action in zip(transitions, actions, strict=True):
+        transition["actions"] = action
+    first_obs = transitions[0]["observations"]
+    demos = Demos(
+        transitions,
+        episode_ids,
+        image_keys,
+        {key: first_obs[key].shape for key in image_keys},
+        len(first_obs.get("state", ())),
+        actions.shape[1],
+        setup_mode,
+    )
+    demos.warnings = demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
+    return demos
+
+
+def _has_state(transition):
+    observation = transition.get("observations")
+    return isinstance(observation, dict) and "state" in observation
+
+
+def _read_transition(place, item, image_keys, has_state, has_masks):
+    """Return the transition in this project's form; grasp_penalty is None where nothing was recorded."""
+    result = {
+        key: read_observation(place, key, item, image_keys, has_state) for key in ("observations", "next_observations")
+    }
+    result["actions"] = _read_action(place, take(place, item, "actions"))
+    result["rewards"] = read_number(place, "rewards", take(place, item, "rewards"))
+    result["dones"] = read_flag(place, "dones", take(place, item, "dones"))
+    result["masks"] = _read_mask(place, item, result["dones"], has_masks)
+    result["grasp_penalty"] = _read_penalty(place, item)
+    return result
+
+
+def _read_action(place, value):
+    if isinstance(value, (list, tuple)):
+        raise place.error("actions", show(value), "a float array (A,)", "save np.asarray(action, np.float32)")
+    action = read_vector(place, "actions", value)
+    outside = np.abs(action) > 1 + ROUNDING
+    if outside.any():
+        entry = int(np.argmax(outside))
+        raise place.error(
+            f"actions[{entry}]",
+            f"{action[entry]:.6g}",
+            "a value in [-1, 1]",
+            "record the normalised action, a gripper as -1 close, 0 hold, 1 open",
+        )
+    return action.clip(-1, 1)
+
+
+def _read_mask(place, item, done, has_masks):
+    if not has_masks and "masks" not in item:
+        return 1.0 - done
+    if not has_masks:
+        raise place.error("masks", "a mask", "none, as in transition 0", "store masks throughout or nowhere")
+    mask = read_flag(place, "masks", take(place, item, "masks"), "store 1 - terminated")
+    if not mask and not done:
+        raise place.error(
+            "masks",
+            "mask 0 where dones is False",
+            "1 until the episode is done",
+            "store 1 - terminated (mask 1 with dones True is a time limit)",
+        )
+    return float(mask)
+
+
+def _read_penalty(place, item):
+    key, value = "grasp_penalty", item.get("grasp_penalty")
+    infos = item.get("infos")
+    if value is None and isinstance(infos, dict):
+        key, value = "infos['grasp_penalty']", infos.get("grasp_penalty")
+    if value is None:
+        return None
+    penalty = read_number(place, key, value)
+    if penalty > 0:
+        raise place.error(
+            key, f"{penalty:g}", "0 or negative: it is added to the reward", "flip its sign (HIL-SERL: -0.02)"
+        )
+    return penalty
+
+
+def _fill_penalties(transitions):
+    """Set absent grasp penalties to 0, in place; return whether any was recorded."""
+    recorded = False
+    for transition in transitions:
+        recorded = recorded or transition["grasp_penalty"] is not None
+        transition["grasp_penalty"] = transition["grasp_penalty"] or 0.0
+    return recorded
+
+
+def _check_shapes(place, transition, first):
+    """Raise where shapes differ from the file's first transition, next_observations included."""
+    for group in ("observations", "next_observations"):
+        for key, array in transition[group].items():
+            wanted = first["observations"][key].shape
+            if array.shape != wanted:
+                raise place.error(
+                    f"{group}[{key!r}]",
+                    f"shape {array.shape}",
+                    f"{wanted}, as in transition 0",
+                    "record one camera and state setting per file",
+                )
+    if transition["actions"].shape != first["actions"].shape:
+        raise place.error(
+            "actions",
+            f"shape {transition['actions'].shape}",
+            f"{first['actions'].shape}, as in transition 0",
+            "record one robot setup per file",
+        )
+
+
+def share_frames(transitions: list[dict]) -> list[int]:
+    """Make equal arrays of next_observations and the following observations one object, in place.
+
+    Returns the indices t, inside an episode, where next_observations differ from the observations of t + 1.
+    """
+    mismatched = []
+    for index, (current, following) in enumerate(zip(transitions, transitions[1:], strict=False)):
+        arrays, differs = current["next_observations"], False
+        for key, array in following["observations"].items():
+            if arrays[key] is array or np.array_equal(arrays[key], array):
+                arrays[key] = array
+            else:
+                differs = True
+        if differs and not current["dones"]:
+            mismatched.append(index)
+    return mismatched
+
+
+def _episode_ids(transitions):
+    """Return (N,) int64, from 0: the number of transitions with dones before each."""
+    dones = np.array([transition["dones"] for transition in transitions], np.int64)
+    return np.cumsum(dones) - dones
+
+
+def _check_rewards(path, transitions):
+    if all(transition["rewards"] == 0 for transition in transitions):
+        raise Place(path, 0, len(transitions) - 1).error(
+            "rewards",
+            "0 throughout",
+            "a reward where the task succeeds",
+            "set rewards to 1.0 in the transition that reaches the goal",
+        )
+
+
+def _check_same_layout(first_path, demos, path, part):
+    """Raise where a further file has other images, state or actions than the first."""
+    shapes = part.image_shapes
+    pairs = [(f"observations[{key!r}]", shape, shapes[key]) for key, shape in demos.image_shapes.items()]
+    pairs.append(("observations['state']", (demos.state_dim,), (part.state_dim,)))
+    pairs.append(("actions", (demos.action_dim,), (part.action_dim,)))
+    for key, wanted, got in pairs:
+        if got != wanted:
+            raise Place(path, 0).error(
+                key, f"shape {got}", f"{wanted}, as in {first_path}", "give files of one robot setup only"
+            )
