@@ -1,0 +1,16 @@
+"""The built-in task, its scripted expert and human, and the recorder of demonstrations.
+
+Importing this package registers the task, so a Gymnasium id that names the package is enough:
+`gym.make('pytorch_serl.envs:pytorch_serl/Tabletop-v0', setup_mode='dual-arm-learned-gripper')`.
+"""
+
+import gymnasium as gym
+
+ENV_ID = "pytorch_serl/Tabletop-v0"
+
+if ENV_ID not in gym.registry:
+    gym.register(
+        id=ENV_ID,
+        entry_point="pytorch_serl.envs.tabletop:TabletopEnv",
+        kwargs={"setup_mode": "single-arm-learned-gripper"},
+    )
