@@ -1,0 +1,1 @@
+"""What the scripts share: checkpoints, evaluation, logs, loops."""

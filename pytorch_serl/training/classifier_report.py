@@ -1,0 +1,143 @@
+"""How good a reward classifier is on frames it was not trained on, and which threshold to use it with."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from pytorch_serl.training.evaluate import wilson_interval
+from pytorch_serl.utils.files import atomic_write
+
+SHEET_COLUMNS = 4  # frames per kind of mistake in the contact sheet
+
+
+def choose_threshold(prob: np.ndarray, labels: np.ndarray, max_fpr: float, lowest: float = 0.5) -> float:
+    """The lowest threshold from `lowest` on at which at most `max_fpr` of the failure frames are called a success.
+
+    A false success ends the robot's episode with a reward that it did not earn, and the policy learns to seek it; a
+    missed success costs a few steps. Above `lowest` the threshold lies halfway to the next higher probability, so
+    that rounding does not decide.
+
+    Args:
+        prob: (N,) predicted probability of success. labels: (N,) 1 success, 0 failure.
+    """
+    failures = np.sort(prob[labels == 0])[::-1]
+    allowed = int(max_fpr * len(failures))  # false positives that may remain
+    if allowed >= len(failures) or failures[allowed] <= lowest:
+        return lowest
+    above = prob[prob > failures[allowed]]
+    return float((failures[allowed] + (above.min() if len(above) else 1.0)) / 2)
+
+
+def area_under_curve(prob: np.ndarray, labels: np.ndarray) -> float:
+    """ROC AUC: the chance that a success frame scores above a failure frame, ties counting half."""
+    _, inverse, counts = np.unique(prob, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # (N,) mean rank, from 1
+    successes = int(labels.sum())
+    failures = len(labels) - successes
+    return float((ranks[labels == 1].sum() - successes * (successes + 1) / 2) / (successes * failures))
+
+
+def confusion(prob: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """Counts and rates of the decision prob > threshold."""
+    called = prob > threshold
+    tp, fp = int((called & (labels == 1)).sum()), int((called & (labels == 0)).sum())
+    fn, tn = int((~called & (labels == 1)).sum()), int((~called & (labels == 0)).sum())
+    return {
+        "threshold": float(threshold),
+        "true_positives": tp, "false_positives": fp, "true_negatives": tn, "false_negatives": fn,
+        "accuracy": (tp + tn) / len(labels),
+        "false_positive_rate": fp / (fp + tn),
+        "false_positive_rate_upper_95": float(wilson_interval(fp, fp + tn)[1]),
+        "recall": tp / (tp + fn),
+    }  # fmt: skip
+
+
+def balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Sigmoid cross-entropy in nats, both classes weighing half as in the training batches; logits (N,) float64."""
+    loss = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))  # (N,)
+    return float((loss[labels == 1].mean() + loss[labels == 0].mean()) / 2)
+
+
+def validation_report(logits: np.ndarray, labels: np.ndarray, max_fpr: float) -> dict[str, Any]:
+    """Figures on the validation frames, at 0.5 and at the threshold chosen for `max_fpr`; logits (N,) float64."""
+    prob = 1.0 / (1.0 + np.exp(-logits))
+    return {
+        "success_frames": int(labels.sum()),
+        "failure_frames": int((1 - labels).sum()),
+        "loss": balanced_loss(logits, labels),
+        "auc": area_under_curve(logits, labels),
+        "max_fpr": max_fpr,
+        "at_half": confusion(prob, labels, 0.5),
+        "at_threshold": confusion(prob, labels, choose_threshold(prob, labels, max_fpr)),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report in a few lines for the terminal."""
+    lines = [
+        f"validation: {report['success_frames']} success and {report['failure_frames']} failure frames, "
+        f"loss {report['loss']:.4f}, AUC {report['auc']:.4f}"
+    ]
+    for name in ("at_half", "at_threshold"):
+        c = report[name]
+        lines.append(
+            f"  at {c['threshold']:.4f}: accuracy {c['accuracy']:.2%}, "
+            f"false-positive rate {c['false_positive_rate']:.2%} ({c['false_positives']} of "
+            f"{report['failure_frames']}, at most {c['false_positive_rate_upper_95']:.1%} with 95 % confidence), "
+            f"recall {c['recall']:.2%} ({c['true_positives']} of {report['success_frames']})"
+        )
+    chosen = report["at_threshold"]
+    if chosen["recall"] < 0.5:
+        lines.append(
+            f"  warning: to keep false positives at {report['max_fpr']:.1%} the threshold misses most successes; "
+            "record more failure frames that look like success, or use better features (--backbone, --train_backbone)"
+        )
+    if report["failure_frames"] * report["max_fpr"] < 1:
+        lines.append(
+            f"  note: {report['failure_frames']} failure frames cannot show a rate of {report['max_fpr']:.1%}; "
+            f"hold back at least {int(np.ceil(1 / report['max_fpr'])) if report['max_fpr'] else 'many more'}"
+        )
+    return "\n".join(lines)
+
+
+def mistakes_sheet(
+    path: str | os.PathLike, images: dict[str, np.ndarray], prob: np.ndarray, labels: np.ndarray, names: list[str],
+    threshold: float,
+) -> None:  # fmt: skip
+    """Draw the failure frames scored highest and the success frames scored lowest into a PNG, mistakes framed in red.
+
+    Args:
+        images: camera -> uint8 (N, H, W, 3); cameras are drawn side by side.
+        names: (N,) a caption per frame.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn(f"matplotlib is not installed: no {path} (pip install matplotlib)", stacklevel=2)
+        return
+    rows = [
+        np.flatnonzero(labels == 0)[np.argsort(-prob[labels == 0], kind="stable")],
+        np.flatnonzero(labels == 1)[np.argsort(prob[labels == 1], kind="stable")],
+    ]
+    width = max(x.shape[2] for x in images.values()) + 2  # pixels; narrower cameras are padded
+    height = max(x.shape[1] for x in images.values())
+    figure = Figure(figsize=(2.6 * SHEET_COLUMNS * min(len(images), 2), 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"validation: failures scored highest, successes scored lowest (threshold {threshold:.3f})")
+    axes = figure.subplots(2, SHEET_COLUMNS)
+    for line, order, label in zip(axes, rows, (0, 1), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, row in zip(line, order, strict=False):
+            strip = [
+                np.pad(x[row], ((0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))) for x in images.values()
+            ]
+            axis.imshow(np.concatenate(strip, 1))
+            wrong = (prob[row] > threshold) != label
+            axis.set_title(f"{names[row]}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}", fontsize=7,
+                           color="red" if wrong else "black")  # fmt: skip
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,99 @@
+"""Evaluation without help: success rate with its Wilson interval, steps to success, pictures of the policy at work."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+EVAL_SEED = 1_000_000  # evaluation episodes are seeded from here; training episodes below it
+
+
+@dataclass
+class Evaluation:
+    """What a run of unaided episodes showed."""
+
+    successes: int
+    episodes: int
+    steps_to_success: list[int]
+    returns: list[float]
+    gripper_commands: dict[int, int]
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / self.episodes
+
+    def __str__(self) -> str:
+        low, high = wilson_interval(self.successes, self.episodes)
+        steps = f", {np.mean(self.steps_to_success):.1f} steps to success" if self.steps_to_success else ""
+        return (
+            f"{self.successes} of {self.episodes} episodes solved without help "
+            f"({self.success_rate:.0%}, 95 % interval {low:.0%} to {high:.0%}){steps}"
+        )
+
+
+def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson score interval of a success rate (Wilson 1927); sound at 0 and at 100 %, too."""
+    if episodes == 0:
+        return 0.0, 1.0
+    p, n = successes / episodes, episodes
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    agent: Any, env: gym.Env, episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED, record_episodes: int = 0
+) -> Evaluation:
+    """Run unaided episodes seeded seed, seed + 1, ...
+
+    Args:
+        agent: anything with `sample_actions(obs, argmax)`, and `image_keys` when episodes are recorded.
+        env: an environment without a human in it; `info["succeed"]` says whether the episode succeeded.
+        argmax: the policy's mode, else samples.
+        record_episodes: keep pictures of so many first episodes (all cameras side by side).
+    """
+    successes, steps_to_success, returns, commands, frames = 0, [], [], {-1: 0, 0: 0, 1: 0}, []
+    grippers = getattr(agent, "num_grippers", 0)
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=seed + episode)
+        total, steps, done = 0.0, 0, False
+        while not done:
+            if episode < record_episodes:
+                frames.append(camera_strip(obs, agent.image_keys))
+            action = agent.sample_actions(obs, argmax=argmax)
+            for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
+                commands[int(command)] += 1
+            obs, reward, terminated, truncated, info = env.step(action)
+            total, steps, done = total + float(reward), steps + 1, terminated or truncated
+        if episode < record_episodes:
+            frames += [camera_strip(obs, agent.image_keys, border=bool(info.get("succeed")))] * 4
+        returns.append(total)
+        if info.get("succeed"):
+            successes += 1
+            steps_to_success.append(steps)
+    return Evaluation(successes, episodes, steps_to_success, returns, commands if grippers else {}, frames)
+
+
+def camera_strip(obs: dict[str, np.ndarray], image_keys: list[str], border: bool = False) -> np.ndarray:
+    """All cameras of one observation side by side, uint8 (H, W, 3); a green border marks success."""
+    height = max(obs[k].shape[0] for k in image_keys)
+    images = [np.pad(obs[k], ((0, height - obs[k].shape[0]), (0, 0), (0, 0))) for k in image_keys]
+    strip = np.concatenate(images, axis=1)
+    if border:
+        strip[:3], strip[-3:], strip[:, :3], strip[:, -3:] = ((40, 200, 80),) * 4
+    return strip
+
+
+def save_animation(path: str | os.PathLike, frames: list[np.ndarray], fps: int = 10, scale: int = 2) -> None:
+    """Write frames uint8 (H, W, 3) as an animated GIF, each pixel `scale` wide."""
+    from PIL import Image
+
+    from pytorch_serl.utils.files import atomic_write
+
+    images = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)).quantize(128) for f in frames]
+    with atomic_write(path) as file:
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)

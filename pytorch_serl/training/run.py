@@ -1,0 +1,226 @@
+"""What the three training scripts share: run directory, settings, random states, metrics, curves, user errors."""
+
+import argparse
+import json
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytorch_serl.utils.files import atomic_write
+
+SETTINGS, METRICS = "settings.json", "metrics.jsonl"
+RUN_FILES = (SETTINGS, METRICS, "*.pt", "learning_curve.png", "events.out.tfevents.*")  # patterns of a run's own files
+LAST = "last.pt"
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors in the user's input into one line on stderr and exit code 2; use `with user_errors():`.
+
+    Put it around reading and checking, not around the training loop: there an exception is a defect and keeps its
+    traceback. ValueError is what the checks of this project raise; OSError is a missing or unreadable file.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors look like every other error of this project; the help shows defaults."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; {self.prog} --help lists every option\n")
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of python's, numpy's and torch's global generators, in types that `weights_only=True` loads."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Continue the random numbers where `rng_state()` was taken; devices that are not there now are left out."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(state["mps"].cpu())
+
+
+# ---------------------------------------------------------------- run directory
+
+
+def check_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_files: Iterable[str] = ()) -> None:
+    """Refuse a directory that cannot take this run; changes nothing.
+
+    Args:
+        own_files: patterns of what the script writes beside `RUN_FILES`.
+    Raises ValueError: resume without a `last.pt`, a directory with a run in it and neither resume nor overwrite.
+    """
+    path = Path(path)
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; give one of them")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; wanted a directory to write the run to")
+    found = _run_files(path, own_files)
+    if resume and not (path / LAST).is_file():
+        raise ValueError(f"{path / LAST}: no checkpoint to resume from; leave --resume out to start a new run")
+    if found and not resume and not overwrite:
+        names = ", ".join(file.name for file in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise ValueError(
+            f"{path} holds a run already ({names}); continue it with --resume, replace it with --overwrite, "
+            "or name another directory"
+        )
+
+
+def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_files: Iterable[str] = ()) -> Path:
+    """Check as `check_run_dir`, make the directory, and with `overwrite` delete the old run's files, no others.
+
+    Call it when all other input has been checked, so that a typo elsewhere does not cost the old run.
+    """
+    check_run_dir(path, resume, overwrite, own_files)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for file in _run_files(path, own_files):
+            file.unlink()
+    return path
+
+
+def _run_files(path: Path, own_files: Iterable[str]) -> list[Path]:
+    return sorted({file for pattern in (*RUN_FILES, *own_files) for file in path.glob(pattern) if file.is_file()})
+
+
+def save_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """`torch.save`, atomically."""
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def save_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON, atomically; paths and devices become text."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def print_settings(settings: dict[str, Any]) -> None:
+    """The resolved settings, one a line."""
+    print("settings:\n" + "\n".join(f"  {name:24} {value}" for name, value in settings.items()))
+
+
+def save_settings(path: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Save the resolved settings as `settings.json` in the run directory `path`."""
+    save_json(Path(path) / SETTINGS, settings)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+class MetricLogger:
+    """Scalars to `metrics.jsonl` (one line per call), to TensorBoard where it is installed, and kept for the curves.
+
+    Args:
+        path: the run directory.
+        resume_step: continue an old log; lines after this step, which a killed run wrote past its checkpoint, go.
+    """
+
+    def __init__(self, path: str | os.PathLike, resume_step: int | None = None):
+        self.rows: list[dict[str, float]] = []
+        self.file = Path(path) / METRICS
+        if resume_step is not None and self.file.exists():
+            complete = self.file.read_text().split("\n")[:-1]  # a killed run may leave half a line
+            self.rows = [row for row in map(json.loads, complete) if row["step"] <= resume_step]
+        with atomic_write(self.file) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self.writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            text = f"tensorboard is not installed: metrics go to {self.file} only (pip install tensorboard)"
+            warnings.warn(text, stacklevel=2)
+        else:
+            self.writer = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Record scalars (numbers or 0-dimensional tensors) at `step`."""
+        row = {"step": int(step)} | {name: float(value) for name, value in values.items()}
+        self.rows.append(row)
+        with open(self.file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, step)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric."""
+        rows = [row for row in self.rows if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def learning_curve(
+    path: str | os.PathLike, panels: dict[str, dict[str, tuple[list, list]]], xlabel: str = "step"
+) -> None:
+    """Draw `panels` (y label -> {line name: (xs, ys)}) below each other into a PNG; warns without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn(f"matplotlib is not installed: no {path} (pip install matplotlib)", stacklevel=2)
+        return
+    figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    column = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    for axes, (ylabel, lines) in zip(column, panels.items(), strict=True):
+        for name, (xs, ys) in lines.items():
+            axes.plot(xs, ys, label=name, marker="." if len(xs) < 30 else None)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        if any(len(xs) for xs, _ in lines.values()):
+            axes.legend()
+    axes.set_xlabel(xlabel)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,486 @@
+"""Reward classifier and train_classifier.py: a square in a corner is a success, one in the middle a failure."""
+
+import json
+import math
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pytorch_serl.networks.augment import random_crop
+from pytorch_serl.networks.classifier import RewardClassifier
+from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.training import run
+from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.classifier_report import area_under_curve, balanced_loss, choose_threshold, confusion
+from pytorch_serl.utils.files import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train_classifier  # noqa: E402
+
+SIZE = 32
+
+
+def picture(rng, label, size=SIZE):
+    """Noise and a bright square, in the upper left corner for a success, else lower right."""
+    image = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+    corner = size // 8 if label else size // 2
+    image[corner : corner + size // 3, corner : corner + size // 3] = (230, 60, 30)
+    return image
+
+
+def batch(rng, labels, keys=("image",)):
+    return {key: np.stack([picture(rng, label) for label in labels]) for key in keys}
+
+
+def tensors(images):
+    return {key: torch.from_numpy(x) for key, x in images.items()}
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    return RewardClassifier(["image"], device="cpu")
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_overfits_one_batch_and_frozen_backbone_stays(trainable):
+    torch.manual_seed(0)
+    backbone = ResNet10()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    model = RewardClassifier(["image"], backbone=backbone, trainable_backbone=trainable, device="cpu")
+    labels = torch.tensor([1.0, 0.0] * 2)
+    images = tensors(batch(np.random.default_rng(0), labels.int().tolist()))
+    # weight decay and all parameters, the frozen ones too: the mistake that must not matter
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for _ in range(30):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    prob, success = model.predict_success(images)
+    assert (success == labels.bool().numpy()).all() and loss < 0.2, (loss, prob)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())  # a trainable one is a copy
+    moved = any(not torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+    assert moved == trainable
+    count = sum(p.numel() for p in model.trainable_parameters())
+    assert count == sum(p.numel() for p in model.parameters()) - (0 if trainable else 4_905_792)
+
+
+def test_predict_success_of_single_batch_and_tensor(classifier):
+    rng = np.random.default_rng(1)
+    image = picture(rng, 1)
+    prob, success = classifier.predict_success({"image": image, "state": np.zeros(3)})
+    assert type(prob) is float and type(success) is bool and success == (prob > 0.5)
+    assert classifier.predict_success({"image": torch.from_numpy(image)}) == (prob, success)
+    assert classifier.predict_success({"image": image[None]})[0].shape == (1,)
+    images = batch(rng, [1, 0, 1])
+    probs, successes = classifier.predict_success(images)
+    assert probs.shape == successes.shape == (3,) and successes.dtype == bool
+    singles = [classifier.predict_success({"image": x})[0] for x in images["image"]]
+    np.testing.assert_allclose(probs, singles, atol=1e-6)
+    mirrored = image[:, ::-1]
+    mirrored.flags.writeable = False  # a view with a negative stride that cannot be written
+    assert classifier.predict_success({"image": mirrored})[0] != prob
+    classifier.threshold = prob
+    assert classifier.predict_success({"image": image}) == (prob, False)
+    assert classifier.training  # dropout was off in the prediction only
+
+
+def test_confident_probabilities_still_differ(classifier):
+    with torch.no_grad():
+        classifier.out.bias.fill_(40.0)
+    prob, _ = classifier.predict_success({"image": picture(np.random.default_rng(0), 1)})
+    assert prob <= 1.0 and math.isclose(prob, 1.0)
+    with torch.no_grad():
+        classifier.out.bias.fill_(25.0)  # float32 has no number between this probability and 1
+    assert classifier.predict_success({"image": picture(np.random.default_rng(0), 1)})[0] < 1.0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda o: o | {"image": o["image"] / 255.0}, "float64.*wanted uint8.*255"),
+        (lambda o: o | {"image": torch.rand(8, 8, 3)}, "float32.*wanted uint8"),
+        (lambda o: {"side": o["image"], "state": 0}, r"\['image', 'wrist'\]; it has \['side', 'state'\]"),
+        (lambda o: o | {"wrist": o["image"][None]}, "differ in batch size"),
+        (lambda o: o | {"image": o["image"].transpose(2, 0, 1)}, r"\(3, 32, 32\); wanted \(H, W, 3\)"),
+        (lambda o: o | {"image": o["image"][None, None]}, "wanted"),
+    ],
+)
+def test_bad_observations_are_named(change, message):
+    image = picture(np.random.default_rng(0), 1)
+    model = RewardClassifier(["image", "wrist"], device="cpu")
+    with pytest.raises(ValueError, match=message):
+        model.predict_success(change({"image": image, "wrist": image}))
+
+
+def test_other_image_size_warns_once(classifier):
+    classifier.image_shapes = {"image": (64, 48)}
+    with pytest.warns(UserWarning, match="32x32.*64x48"):
+        classifier.predict_success({"image": picture(np.random.default_rng(0), 1)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.predict_success({"image": picture(np.random.default_rng(0), 1)})
+
+
+def test_feature_path_equals_image_path():
+    torch.manual_seed(0)
+    model = RewardClassifier(["image", "wrist"], device="cpu").eval()
+    images = tensors(batch(np.random.default_rng(0), [1, 0, 1], ("image", "wrist")))
+    features = model.features(images)
+    assert all(maps.shape == (3, 512, 16) and not maps.requires_grad for maps in features.values())
+    assert torch.equal(model.logits(features), model(images)) and model(images).shape == (3,)
+    assert model.encode(features).shape == (3, 512)
+    swapped = model({"image": images["wrist"], "wrist": images["image"]})
+    assert not torch.allclose(swapped, model(images))  # each camera has its own head
+    assert not torch.equal(model.train().logits(features), model.logits(features))  # dropout
+
+
+def test_save_and_load_are_bit_equal(classifier, tmp_path):
+    classifier.threshold, classifier.image_shapes = 0.73, {"image": (SIZE, SIZE)}
+    classifier.validation = {"auc": 0.9}
+    obs = batch(np.random.default_rng(0), [1, 0])
+    classifier.save(tmp_path / "c.pt")
+    copy = RewardClassifier.from_checkpoint(tmp_path / "c.pt", "cpu")
+    assert (copy.predict_success(obs)[0] == classifier.predict_success(obs)[0]).all()
+    assert (copy.threshold, copy.image_shapes, copy.validation) == (0.73, {"image": (SIZE, SIZE)}, {"auc": 0.9})
+    shared = ResNet10()
+    before = shared.conv_init.weight.clone()
+    other = RewardClassifier(["image"], backbone=shared, device="cpu")
+    other.load(tmp_path / "c.pt")
+    assert (other.predict_success(obs)[0] == classifier.predict_success(obs)[0]).all()
+    assert torch.equal(shared.conv_init.weight, before)  # an agent may be using it
+
+
+def test_load_refuses_whole_and_names_the_mismatch(classifier, tmp_path):
+    classifier.save(tmp_path / "c.pt")
+    other = RewardClassifier(["side"], device="cpu")
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"c.pt does not fit.*image_keys are \['image'\], here \['side'\].*heads"):
+        other.load(tmp_path / "c.pt")
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+    (tmp_path / "bad.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:1000])
+    torch.save({"kind": "SACAgent"}, tmp_path / "agent.pt")
+    for name, message in (("bad", "not a readable"), ("agent", "not a reward classifier"), ("none", "no such")):
+        with pytest.raises(ValueError, match=message):
+            RewardClassifier.from_checkpoint(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize("keys", [[], ["image", "image"]])
+def test_image_keys_are_checked(keys):
+    with pytest.raises(ValueError, match="image_keys"):
+        RewardClassifier(keys)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_threshold_keeps_the_false_positive_rate():
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.4).astype(np.int64)
+    prob = 1 / (1 + np.exp(-(rng.normal(size=400) * 2 + 3 * labels - 1)))
+    for limit in (0.0, 0.01, 0.05, 0.5):
+        threshold = choose_threshold(prob, labels, limit)
+        assert confusion(prob, labels, threshold)["false_positive_rate"] <= limit and threshold >= 0.5
+        if threshold > 0.5:  # the lowest such: just below, another failure passes
+            lower = prob[prob < threshold].max() - 1e-12
+            assert confusion(prob, labels, lower)["false_positive_rate"] > limit
+    assert choose_threshold(np.array([0.1, 0.9]), np.array([0, 1]), 0.0) == 0.5
+    assert choose_threshold(np.array([0.9, 0.7, 0.8]), np.array([0, 1, 1]), 0.0) == pytest.approx(0.95)
+
+
+def test_figures_by_hand():
+    prob, labels = np.array([0.9, 0.6, 0.6, 0.2]), np.array([1, 1, 0, 0])
+    c = confusion(prob, labels, 0.5)
+    counts = [c[k] for k in ("true_positives", "false_positives", "true_negatives", "false_negatives")]
+    assert counts == [2, 1, 1, 0] and c["accuracy"] == 0.75 and c["recall"] == 1 and c["false_positive_rate"] == 0.5
+    assert area_under_curve(prob, labels) == pytest.approx(3.5 / 4)  # three pairs in order, one tie
+    logits = np.array([0.0, 0.0, 800.0])
+    assert balanced_loss(logits, np.array([1, 0, 1])) == pytest.approx((math.log(2) / 2 + math.log(2)) / 2)
+
+
+# ---------------------------------------------------------------- what the scripts share
+
+
+def test_rng_state_survives_a_checkpoint(tmp_path):
+    def draw():
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    run.seed_all(3)
+    draw()
+    run.save_checkpoint(tmp_path / "rng.pt", run.rng_state())
+    wanted = [draw() for _ in range(3)]
+    run.set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert [draw() for _ in range(3)] == wanted
+
+
+def test_run_directory_is_not_lost(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        run.prepare_run_dir(out, True, False)
+    run.prepare_run_dir(out, False, False)
+    run.prepare_run_dir(out, False, False)  # an empty directory is a fresh run
+    for name in ("last.pt", "mine.txt"):
+        (out / name).write_text("x")
+    with pytest.raises(ValueError, match=r"holds a run already \(last.pt\).*--resume.*--overwrite"):
+        run.prepare_run_dir(out, False, False)
+    run.check_run_dir(out, False, True)
+    assert (out / "last.pt").exists()
+    run.prepare_run_dir(out, True, False)
+    run.prepare_run_dir(out, False, True)
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+
+
+def test_metric_log_goes_back_to_the_checkpoint(tmp_path):
+    log = run.MetricLogger(tmp_path)
+    for step in range(4):
+        log.log(step, {"loss": torch.tensor(step / 2)})
+    log.close()
+    with open(tmp_path / run.METRICS, "a") as file:
+        file.write('{"step": 4, "lo')  # killed while it wrote
+    log = run.MetricLogger(tmp_path, resume_step=1)
+    log.log(2, {"loss": 7.0})
+    log.close()
+    assert log.series("loss") == ([0, 1, 2], [0.0, 0.5, 7.0])
+    assert [json.loads(line)["step"] for line in (tmp_path / run.METRICS).read_text().splitlines()] == [0, 1, 2]
+
+
+def test_user_errors_leave_defects_alone(capsys):
+    with pytest.raises(SystemExit) as stop, run.user_errors():
+        raise ValueError("a\nb")
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: a b\n"
+    with pytest.raises(KeyError), run.user_errors():
+        raise KeyError("defect")
+
+
+# ---------------------------------------------------------------- the script
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three files of 8 frames per class."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for label, name in ((1, "success"), (0, "failure")):
+        (root / name).mkdir()
+        for episode in range(3):
+            frames = [{"observations": {"image": picture(rng, label)}, "labels": label} for _ in range(8)]
+            (root / name / f"{episode}.pkl").write_bytes(pickle.dumps(frames))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_published_backbone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def flags(data, out, **changes):
+    """Command line with short settings; a value of None leaves the flag out, True gives it without a value."""
+    values = dict(success_dir=data / "success", failure_dir=data / "failure", image_keys="image", output_dir=out,
+                  batch_size=8, num_epochs=4, crop_views=2, lr=1e-3, device="cpu") | changes  # fmt: skip
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def train(*words):
+    train_classifier.main(train_classifier.parse_args(list(words)))
+
+
+def test_script_as_in_the_readme(data, tmp_path):
+    command = [
+        "--success_dir", "./data/success", "--failure_dir", "./data/failure", "--image_keys", "image",
+        "--output_dir", "./classifier_ckpt", "--batch_size", "64", "--num_epochs", "30", "--lr", "3e-4",
+    ]  # fmt: skip
+    os.symlink(data, tmp_path / "data")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_classifier.py"), *command],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "classifier_ckpt"
+    names = {file.name for file in out.iterdir() if not file.name.startswith("events")}
+    assert names == {"best.pt", "last.pt", "settings.json", "validation.json", "metrics.jsonl", "learning_curve.png",
+                     "mistakes.png"}  # fmt: skip
+    report = json.loads((out / "validation.json").read_text())
+    assert report["at_threshold"]["accuracy"] == 1.0 and report["auc"] == 1.0
+    assert "computed once" in done.stdout and "best classifier: classifier_ckpt/best.pt" in done.stdout
+    model = RewardClassifier.from_checkpoint(out / "best.pt", "cpu")
+    assert model.validation == report and model.image_shapes == {"image": (SIZE, SIZE)}
+    assert model.threshold == report["at_threshold"]["threshold"]
+    for label in (0, 1):
+        assert model.predict_success({"image": picture(np.random.default_rng(9), label)})[1] == bool(label)
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_resume_continues_bit_for_bit(data, tmp_path):
+    train(*flags(data, tmp_path / "whole"))
+    train(*flags(data, tmp_path / "half", num_epochs=2))
+    torch.rand(5)
+    train(*flags(data, tmp_path / "half", resume=True))
+    whole, half = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "half"))
+    for part in ("classifier", "optimizer", "rng", "progress", "data"):
+        assert equal(whole[part], half[part]), part
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "half")]
+    assert metrics[0] == metrics[1] and len(metrics[0].splitlines()) == 4
+    best = [load_checkpoint(tmp_path / name / "best.pt") for name in ("whole", "half")]
+    assert equal(*best)
+    shorter = load_checkpoint(tmp_path / "whole" / "last.pt")
+    train(*flags(data, tmp_path / "other", num_epochs=4, seed=1))
+    assert not equal(shorter["classifier"], load_checkpoint(tmp_path / "other" / "last.pt")["classifier"])
+
+
+def test_interrupt_saves_the_last_whole_epoch(data, tmp_path, monkeypatch, capsys):
+    train(*flags(data, tmp_path / "whole", num_epochs=2))
+    train_epoch, calls = train_classifier.train_epoch, []
+
+    def interrupted_epoch(*inputs):
+        calls.append(train_epoch(*inputs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # the second epoch's steps are done and must not count
+        return calls[-1]
+
+    monkeypatch.setattr(train_classifier, "train_epoch", interrupted_epoch)
+    with pytest.raises(SystemExit) as stop:
+        train(*flags(data, tmp_path / "run", num_epochs=2))
+    assert stop.value.code == 130 and "epoch 1 is saved in" in capsys.readouterr().out
+    train(*flags(data, tmp_path / "run", num_epochs=2, resume=True))
+    whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    assert equal(whole["classifier"], resumed["classifier"]) and equal(whole["rng"], resumed["rng"])
+
+
+def test_trained_backbone_is_saved_for_the_agents(data, tmp_path):
+    train(*flags(data, tmp_path / "run", num_epochs=1, train_backbone=True))
+    backbone, _ = find_backbone(tmp_path / "run" / "backbone.pt")
+    best = RewardClassifier.from_checkpoint(tmp_path / "run" / "best.pt", "cpu")
+    assert equal(dict(backbone.state_dict()), dict(best.backbone.state_dict()))
+    torch.manual_seed(0)
+    assert not torch.equal(backbone.conv_init.weight, RewardClassifier(["image"]).backbone.conv_init.weight)
+    train(*flags(data, tmp_path / "frozen", num_epochs=1, backbone=tmp_path / "run" / "backbone.pt"))
+    frozen = RewardClassifier.from_checkpoint(tmp_path / "frozen" / "best.pt", "cpu")
+    assert equal(dict(backbone.state_dict()), dict(frozen.backbone.state_dict()))
+
+
+def test_training_sees_crops_of_balanced_batches():
+    labels = np.array([1] * 3 + [0] * 20)
+    batches = train_classifier.balanced_batches(labels, 8)
+    assert batches.shape == (5, 8) and (labels[batches[:, :4]] == 1).all() and (labels[batches[:, 4:]] == 0).all()
+    assert sorted(batches[:, 4:].flatten().tolist()) == list(range(3, 23))  # each failure once
+    assert min(np.bincount(batches[:, :4].flatten())) >= 6  # each success 6 or 7 times
+
+    torch.manual_seed(0)
+    model = RewardClassifier(["image"], device="cpu").eval()
+    images = batch(np.random.default_rng(0), [1, 0])
+    part = train_classifier.Part(images, np.array([1]), np.array([0]))
+    train_classifier.add_frozen_features(model, part, 3)
+    maps = part.maps["image"].float()
+    assert maps.shape == (3, 1, 512, 16)
+    own = model.features({"image": torch.from_numpy(images["image"][1:])})["image"]
+    torch.testing.assert_close(maps[0], own, atol=1e-2, rtol=1e-3)  # float16
+    crops = [
+        model.features({"image": random_crop(torch.from_numpy(images["image"][1:]), torch.tensor([[y, x]]))})["image"]
+        for y in range(9)
+        for x in range(9)
+    ]
+    assert min((maps[1] - crop).abs().max() for crop in crops) < 1e-2
+
+
+def break_data(data, tmp_path, kind):
+    """A copy of the failure directory with something wrong in it."""
+    folder = tmp_path / kind
+    folder.mkdir()
+    frames = pickle.loads((data / "failure" / "0.pkl").read_bytes())
+    if kind == "unsafe":
+        frames[0]["infos"] = Path("x")
+    if kind == "float":
+        frames[3]["observations"]["image"] = frames[3]["observations"]["image"] / 255.0
+    if kind == "label":
+        frames[2]["labels"] = 1
+    if kind != "empty":
+        (folder / "0.pkl").write_bytes(pickle.dumps(frames))
+    return folder
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("empty", "empty class"), ("unsafe", "0.pkl.*pathlib"), ("float", "0.pkl: transition 3.*image.*float64"),
+    ("label", "0.pkl: transition 2.*labels"),
+])  # fmt: skip
+def test_bad_data_is_one_line_and_exit_2(data, tmp_path, capsys, kind, message):
+    refused(capsys, message, flags(data, tmp_path / "out", failure_dir=break_data(data, tmp_path, kind)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"success_dir": "nowhere"}, "nowhere.*no such directory"),
+    ({"batch_size": 0}, "--batch_size is 0; wanted an even number"),
+    ({"batch_size": 7}, "--batch_size is 7; wanted an even number"),
+    ({"batch_size": "many"}, "batch_size.*many"),
+    ({"num_epochs": 0}, "--num_epochs is 0"),
+    ({"lr": -1}, "--lr is -1"),
+    ({"lr": "nan"}, "--lr is nan"),
+    ({"val_fraction": 1.5}, "--val_fraction is 1.5"),
+    ({"max_fpr": 1}, "--max_fpr is 1"),
+    ({"crop_views": 0}, "--crop_views is 0"),
+    ({"dropout": 1}, "--dropout is 1"),
+    ({"seed": -1}, "--seed is -1"),
+    ({"image_keys": "wrist"}, "wrist.*image"),
+    ({"device": "cuda:99"}, "cuda:99.*not usable"),
+    ({"backbone": "nowhere.pt"}, "nowhere.pt: no such backbone"),
+    ({"resume": True}, "last.pt: no checkpoint to resume from"),
+    ({"resume": True, "overwrite": True}, "exclude each other"),
+    ({"output_dir": None}, "output_dir"),
+    ({"no_such_flag": 1}, "no_such_flag.*--help"),
+])  # fmt: skip
+def test_bad_flags_are_one_line_and_exit_2(data, tmp_path, capsys, changes, message):
+    refused(capsys, message, flags(data, tmp_path / "out", **changes))
+
+
+def test_resume_of_another_run_is_refused(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    train(*flags(data, out, num_epochs=1))
+    before = (out / "last.pt").read_bytes()
+    refused(capsys, "holds a run already.*best.pt.*--resume.*--overwrite", flags(data, out))
+    refused(capsys, "lr was 0.001, is 0.01", flags(data, out, resume=True, lr=0.01))
+    (tmp_path / "two").mkdir()
+    for number in (0, 1):
+        (tmp_path / "two" / f"{number}.pkl").write_bytes((data / "failure" / f"{number}.pkl").read_bytes())
+    refused(capsys, "trained on other frames", flags(data, out, resume=True, failure_dir=tmp_path / "two"))
+    refused(capsys, "no such directory", flags(data, out, overwrite=True, success_dir="nowhere"))
+    assert (out / "last.pt").read_bytes() == before  # a refused --overwrite deletes nothing
+    content = load_checkpoint(out / "last.pt")
+    content["settings"]["image_keys"] = ["wrist"]
+    run.save_checkpoint(out / "last.pt", content)
+    refused(capsys, r"image_keys was \['wrist'\], is \['image'\]", flags(data, out, resume=True))
+    train(*flags(data, out, num_epochs=1, overwrite=True))
+
+
+def refused(capsys, message, words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train(*words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert re.search(message, error), error
