@@ -24,7 +24,6 @@ from pytorch_serl.networks.actor_critic import (
     GraspCritic,
     Temperature,
     sample_tanh_normal,
-    tanh_normal_log_prob,
 )
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ObservationEncoder, ResNet10
@@ -32,6 +31,7 @@ from pytorch_serl.utils.device import DEVICE
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
 Tensors = dict[str, torch.Tensor]
+CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 ADVANTAGE_SCALE, MAX_ADVANTAGE_WEIGHT = 1.0, 5.0  # cloning weight exp(normalised advantage), capped
 
@@ -176,7 +176,7 @@ class SACAgent:
         return {"critic": loss}, info
 
     def _critic_loss(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        """(Q_i(s, a) - y)^2 with y = r + discount * mask * min_i Q'_i(s', a'), a' ~ pi(s'); SAC eq. 5 without entropy."""
+        """(Q_i(s, a) - y)^2, y = r + discount * mask * min_i Q'_i(s', a'), a' ~ pi(s'); SAC eq. 5 without entropy."""
         with torch.no_grad():
             next_action, _ = sample_tanh_normal(*self.actor(enc["next_actor"]), noise)
             next_q = self.target["critic"](enc["next_target"], next_action).amin(0)  # (E, B) -> (B,)
@@ -190,7 +190,7 @@ class SACAgent:
         }
 
     def _actor_loss(self, encoding: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        """temperature * log pi(a|s) - mean_i Q_i(s, a), a ~ pi(s); SAC eq. 7 with the ensemble's mean, not its minimum."""
+        """temperature * log pi(a|s) - mean_i Q_i(s, a), a ~ pi(s); SAC eq. 7 with the ensemble's mean, not minimum."""
         mean, std = self.actor(encoding)
         action, log_prob = sample_tanh_normal(mean, std, noise)
         q = self.critic(encoding, action).mean(0)  # (E, B) -> (B,)
@@ -209,15 +209,20 @@ class SACAgent:
     def _clone_loss(
         self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
     ) -> tuple[torch.Tensor, Tensors]:
-        """-w log pi(a|s) over the demo transitions; w = 1, or exp(normalised advantage) with mean 1 (AWAC eq. 13)."""
-        log_prob = tanh_normal_log_prob(batch["arm_actions"], *self.actor(encoding))  # (B,)
+        """w KL(pi(.|s) || N(atanh a, CLONE_STD)) before the tanh, over the demo transitions, in units of (atanh a)^2.
+
+        Reverse KL, because the likelihood's optimal standard deviation is large while the mean is still wrong, and
+        beyond 5 the policy's clip leaves it no gradient to come back. w = 1, or exp(advantage) of mean 1 (AWAC eq. 13).
+        """
+        mean, std = self.actor(encoding)  # (B, A)
+        target = torch.atanh(batch["arm_actions"].clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION))
+        divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - CLONE_STD**2 * std.log()).mean(-1)  # (B,)
         weight = batch["is_demo"]
         if advantage_weighted:
             weight = weight * self._advantage_weight(batch, encoding.detach())
-        loss = -(weight * log_prob).sum() / weight.sum().clamp(min=1.0) / self.action_dim
-        return loss, {
-            "clone_log_prob": (batch["is_demo"] * log_prob.detach()).sum() / batch["is_demo"].sum().clamp(min=1.0)
-        }
+        num_demos = batch["is_demo"].sum().clamp(min=1.0)
+        error = (mean.detach().tanh() - batch["arm_actions"]).abs().mean(-1)
+        return (weight * divergence).sum() / num_demos, {"clone_error": (batch["is_demo"] * error).sum() / num_demos}
 
     @torch.no_grad()
     def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
@@ -231,7 +236,7 @@ class SACAgent:
     # ---------------------------------------------------------------- from batch to encodings
 
     def _encode(self, batch: dict, for_actor: bool) -> Tensors:
-        """Every encoding (B, D) that one update needs: `obs` with gradient, the others without; dropout for the actor."""
+        """Every encoding (B, D) that one update needs: `obs` with gradient, the rest without; dropout for the actor."""
         pooled = self.encoder.pool(batch["observations"])
         encodings = {"obs": self.encoder(pooled)}
         with torch.no_grad():
@@ -280,11 +285,13 @@ class SACAgent:
             out["state"] = state
         elif "state" in obs and not getattr(self, "_state_warned", False):
             self._state_warned = True
-            warnings.warn("the observation has a 'state' but the agent was built without state_dim and ignores it")
+            warnings.warn(
+                "the observation has a 'state' but the agent was built without state_dim and ignores it", stacklevel=4
+            )
         return out
 
     def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
-        """Crop uint8 images (one offset per sample, the same for its cameras), then the frozen backbone if there is one."""
+        """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""
         images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
         if images and augment:
             offsets = crop_offsets(len(obs[images[0]]), self.device)
@@ -439,7 +446,7 @@ class SACHybridAgent(SACAgent):
     def _split_actions(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if actions.shape[-1] != self.action_dim + self.num_grippers:
             raise ValueError(
-                f"actions are {tuple(actions.shape)}; wanted {self.action_dim} continuous + {self.num_grippers} gripper entries"
+                f"actions are {tuple(actions.shape)}; wanted {self.action_dim} + {self.num_grippers} gripper entries"
             )
         blocks = actions.unflatten(-1, (self.num_grippers, -1))  # (B, G, A / G + 1)
         commands = blocks[..., -1].round().clamp(-1, 1).long() + 1  # (B, G) in 0..2
@@ -474,7 +481,7 @@ class SACHybridAgent(SACAgent):
     def _clone_loss(
         self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
     ) -> tuple[torch.Tensor, Tensors]:
-        """The arm's cloning loss plus a large margin on the gripper: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
+        """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
         loss, info = super()._clone_loss(batch, encoding, advantage_weighted)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
@@ -486,6 +493,6 @@ class SACHybridAgent(SACAgent):
     def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:
         if "grasp_penalty" not in batch:
             raise ValueError(
-                "batch lacks 'grasp_penalty' (B,), which the grasp critic's reward needs; pass zeros if there is none"
+                "batch lacks 'grasp_penalty' (B,), a part of the grasp critic's reward; pass zeros if there is none"
             )
         return super()._prepare(batch, augment)

@@ -154,7 +154,7 @@ class ReplayBuffer:
     # ---------------------------------------------------------------- saving
 
     def export(self, since: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-        """What was added since the counters `since` (an earlier export's `counters`), plus the sampling state.
+        """What was added since the counters `since` (an earlier export's `counters`).
 
         Exports taken one after another and given to `restore` in that order rebuild the buffer exactly.
         """
@@ -167,7 +167,6 @@ class ReplayBuffer:
                 "counters": (self._count, self._frame_count), "tail": self._tail, "first": (first, first_frame),
                 "columns": {k: torch.from_numpy(v[rows]) for k, v in self._columns.items()},
                 "frames": {k: torch.from_numpy(v[slots]) for k, v in self._frames.items()},
-                "rng": json.dumps(self._rng.bit_generator.state),
             }  # fmt: skip
 
     def restore(self, part: dict[str, Any]) -> None:
@@ -185,7 +184,14 @@ class ReplayBuffer:
         for name, values in frames.items():
             self._frames[name][np.arange(first_frame, frame_count) % self.num_slots] = values.numpy()
         self._count, self._frame_count, self._tail = count, frame_count, part["tail"]
-        self._rng.bit_generator.state = json.loads(part["rng"])
+
+    def rng_state(self) -> str:
+        """The state of the sampling, as text."""
+        return json.dumps(self._rng.bit_generator.state)
+
+    def set_rng_state(self, state: str) -> None:
+        """Continue the sampling where `rng_state()` was taken."""
+        self._rng.bit_generator.state = json.loads(state)
 
 
 def concat_batches(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pytorch_serl.networks.mlp import EnsembleDense, EnsembleLayerNorm, dense, m
 
 HIDDEN_DIMS = (256, 256)
 STD_MIN, STD_MAX = 1e-5, 5.0
-MAX_ACTION = 1.0 - 1e-3  # recorded actions are pulled inside (-1, 1) before atanh
 
 
 class Actor(nn.Module):
@@ -49,12 +48,6 @@ def sample_tanh_normal(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tenso
     """
     u = mean + std * noise
     return torch.tanh(u), normal_log_prob(u, mean, std) - tanh_log_det(u)
-
-
-def tanh_normal_log_prob(action: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Log-probability of a recorded action in [-1, 1]: (B, A) -> (B,). Pulled inside +-0.999 so that atanh is finite."""
-    u = torch.atanh(action.clamp(-MAX_ACTION, MAX_ACTION))
-    return normal_log_prob(u, mean, std) - tanh_log_det(u)
 
 
 class Critic(nn.Module):

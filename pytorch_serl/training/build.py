@@ -1,0 +1,86 @@
+"""From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.data.demos import Demos, num_grippers
+from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.networks.resnet import ResNet10
+
+BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
+
+
+def make_agent(
+    demos: Demos, *, lr: float, discount: float, device: torch.device, backbone: ResNet10 | None, trainable: bool
+) -> SACAgent:
+    """The agent that fits the demos: cameras, state and action dimensions are read from them."""
+    grippers = num_grippers(demos.setup_mode)
+    settings: dict[str, Any] = dict(
+        lr=lr, state_dim=demos.state_dim, discount=discount, device=device, backbone=backbone,
+        trainable_backbone=trainable,
+    )  # fmt: skip
+    if grippers:
+        return SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
+    return SACAgent(demos.image_keys, demos.continuous_dim, **settings)
+
+
+def describe_agent(agent: SACAgent) -> str:
+    """One line: kind, trainable and frozen parameter counts, target entropy."""
+    learned = [p for m in (agent.online, agent.actor, agent.temperature) for p in m.parameters()]
+    frozen = sum(p.numel() for p in agent.backbone.parameters()) if agent.backbone is not None else 0
+    return (
+        f"{type(agent).__name__} on {agent.device}: {sum(p.numel() for p in learned):,} trained parameters, "
+        f"{frozen:,} frozen, target entropy {agent.target_entropy:g}"
+    )
+
+
+def to_storage(agent: SACAgent, obs: dict[str, Any], views: int) -> dict[str, Any]:
+    """What the buffer keeps of an observation: frozen features (`views` crops of each image), else the images."""
+    return agent.encode_frames(obs, views) if agent.backbone is not None else dict(obs)
+
+
+def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
+    """The observation to act on: the uncropped view of stored features, so that a frame is encoded only once."""
+    return {k: v[0] if k in agent.image_keys and agent.backbone is not None else v for k, v in stored.items()}
+
+
+def add_demos(buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, progress: Any = iter) -> None:
+    """Put every demo transition into `buffer`; `progress` wraps the iterable (tqdm)."""
+    stored, last_obs = {}, None
+    for transition in progress(demos.transitions):
+        obs, next_obs = transition["observations"], transition["next_observations"]
+        same = last_obs is not None and all(obs[k] is last_obs[k] for k in obs)
+        stored = stored if same else to_storage(agent, obs, views)
+        next_stored = to_storage(agent, next_obs, views)
+        buffer.add(transition | {"observations": stored, "next_observations": next_stored})
+        stored, last_obs = next_stored, next_obs
+
+
+def make_env(env_id: str, setup_mode: str) -> gym.Env:
+    """The environment of a Gymnasium id (`package:Id` included); the built-in one takes the setup mode.
+
+    Raises ValueError, naming the id, when it cannot be made.
+    """
+    settings = {"setup_mode": setup_mode} if env_id == BUILT_IN_ENV else {}
+    try:
+        return gym.make(env_id, **settings)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"--env {env_id}: {error}") from error
+
+
+def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
+    """Raise ValueError where the environment's spaces do not fit the demos' cameras, state and actions."""
+    spaces = getattr(env.observation_space, "spaces", {})
+    wanted = {**demos.image_shapes, **({"state": (demos.state_dim,)} if demos.state_dim else {})}
+    wrong = [
+        f"observation {k!r} is {spaces[k].shape if k in spaces else 'missing'}, in the demos {tuple(shape)}"
+        for k, shape in wanted.items()
+        if k not in spaces or spaces[k].shape != tuple(shape)
+    ]
+    if env.action_space.shape != (demos.action_dim,):
+        wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")
+    if wrong:
+        raise ValueError(f"--env {env_id} does not fit the demos: " + "; ".join(wrong))

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From nothing to a policy: set up, record 20 demos if there are none, train on them, fine-tune with a (scripted) human
+# in the loop, evaluate 100 unseen episodes without help. Arguments go to train_hybrid.py: ./quickstart.sh --seed 1
+set -euo pipefail
+cd "$(dirname "$0")"
+source setup_venv.sh
+setup_venv requirements.txt
+PYTHON="$VENV/bin/python"
+DATA="${DATA:-./data}" OUT="${OUT:-./hybrid_ckpt}"
+[ -e "$DATA/demos.pkl" ] || "$PYTHON" -m pytorch_serl.envs.record --output_dir "$DATA"
+"$PYTHON" train_hybrid.py --demo_paths "$DATA/demos.pkl" --image_keys image wrist \
+    --setup_mode single-arm-learned-gripper --save_dir "$OUT" "$@"
