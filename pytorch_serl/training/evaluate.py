@@ -3,12 +3,17 @@
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-EVAL_SEED = 1_000_000  # evaluation episodes are seeded from here; training episodes below it
+from pytorch_serl.training.run import save_json
+from pytorch_serl.utils.files import atomic_write
+
+EVAL_SEED = 1_000_000_000  # evaluations during training are seeded from here, training episodes far below
+FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 
 @dataclass
@@ -92,8 +97,29 @@ def save_animation(path: str | os.PathLike, frames: list[np.ndarray], fps: int =
     """Write frames uint8 (H, W, 3) as an animated GIF, each pixel `scale` wide."""
     from PIL import Image
 
-    from pytorch_serl.utils.files import atomic_write
-
     images = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)).quantize(128) for f in frames]
     with atomic_write(path) as file:
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
+
+
+def report_evaluation(
+    agent: Any, env: gym.Env, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED
+) -> dict[str, Evaluation]:
+    """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif."""
+    results = {}
+    for name, argmax in (("deterministic", True), ("sampled", False)):
+        results[name] = evaluate(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
+        print(f"{name:>13}: {results[name]}", flush=True)
+    if save_dir is not None:
+        figures = {
+            name: {
+                "successes": r.successes, "episodes": r.episodes, "seed": seed, "gripper_commands": r.gripper_commands,
+                "wilson_95": wilson_interval(r.successes, r.episodes),
+                "mean_steps_to_success": float(np.mean(r.steps_to_success)) if r.steps_to_success else None,
+            }
+            for name, r in results.items()
+        }  # fmt: skip
+        save_json(save_dir / "evaluation.json", figures)
+        save_animation(save_dir / "evaluation.gif", results["deterministic"].frames)
+        print(f"wrote {save_dir / 'evaluation.json'} and {save_dir / 'evaluation.gif'}")
+    return results
