@@ -79,7 +79,7 @@ def parse_args(argv=None):
     )
     vision.add_argument("--download_backbone", action="store_true", help="fetch the published weights if not there")
     vision.add_argument("--train_backbone", action="store_true", help="train the ResNet-10 as well (needs a GPU)")
-    vision.add_argument("--views", type=int, default=2, help="stored crops of each frame; the first is uncropped")
+    vision.add_argument("--views", type=int, default=4, help="stored crops of a demo frame (online frames: 1)")
     run = parser.add_argument_group("run")
     run.add_argument("--eval_every", type=int, default=1000, help="environment steps between evaluations")
     run.add_argument(
@@ -155,7 +155,7 @@ class HybridTraining:
 
     def pretrain(self):
         """Clone the demos with the critics trained beside it."""
-        bar = tqdm(range(self.args.pretrain_steps), desc="pretraining on the demos", unit="update")
+        bar = tqdm(range(self.args.pretrain_steps), desc="pretraining on the demos", unit="update", mininterval=1)
         for i in bar:
             batch = self.demo.sample(self.args.batch_size)
             info = self.agent.update(batch, sac_weight=0.0, clone_weight=1.0)
@@ -177,7 +177,7 @@ class HybridTraining:
         obs, _ = self.env.reset(seed=self.args.seed * 100_000 + self.progress["episode"])
         self.progress["episode"] += 1
         self.helped = self.length = 0
-        self.stored = build.to_storage(self.agent, obs, self.args.views)
+        self.stored = build.to_storage(self.agent, obs, views=1)
 
     def act(self, step):
         """One environment step: choose, execute, store. Returns whether the episode is over."""
@@ -189,7 +189,7 @@ class HybridTraining:
         if self.classifier is not None:
             terminated = self.classifier.predict_success(next_obs)[1]
             reward = float(terminated)
-        next_stored = build.to_storage(self.agent, next_obs, self.args.views)
+        next_stored = build.to_storage(self.agent, next_obs, views=1)
         transition = {
             "observations": self.stored, "actions": info.get("intervene_action", action), "rewards": float(reward),
             "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
@@ -197,7 +197,7 @@ class HybridTraining:
         }  # fmt: skip
         self.online.add(transition)
         if "intervene_action" in info:
-            self.demo.add(transition)
+            self.add_to_demos(transition)
             self.helped += 1
         self.length += 1
         self.stored = next_stored
@@ -205,6 +205,12 @@ class HybridTraining:
             solved = terminated if self.classifier is not None else bool(info["succeed"])
             self.recent.append((float(solved), self.helped, self.length))
         return terminated or truncated
+
+    def add_to_demos(self, transition):
+        """Store a human's transition beside the demos, whose frames have --views views."""
+        names = ("observations", "next_observations")
+        views = {k: build.repeat_views(self.agent, transition[k], self.args.views) for k in names}
+        self.demo.add(transition | views)
 
     def random_action(self):
         action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
@@ -249,7 +255,7 @@ class HybridTraining:
 
     def run(self, step, log):
         """The loop, from `step` to the end. Ctrl-C saves the last finished episode's state and says where."""
-        bar = tqdm(total=self.args.max_steps, initial=step, unit="step", desc="training")
+        bar = tqdm(total=self.args.max_steps, initial=step, unit="step", desc="training", mininterval=1)
         since, stop, next_eval = time.monotonic(), False, (step // self.args.eval_every + 1) * self.args.eval_every
         try:
             while step < self.args.max_steps and not stop:

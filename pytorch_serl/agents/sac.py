@@ -47,6 +47,7 @@ class SACAgent:
         discount: per step.
         tau: share of the online parameters in each target update.
         ensemble_size: number of critics.
+        q_range: what the rewards allow a return to be; the critics' targets are clipped to it. None does not clip.
         target_entropy: in nats; default -action_dim / 2, gripper entries counted.
         dropout: rate on the pooled features, in the actor's training pass only.
         trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
@@ -67,6 +68,7 @@ class SACAgent:
         tau: float = 0.005,
         ensemble_size: int = 2,
         target_entropy: float | None = None,
+        q_range: tuple[float, float] | None = None,
         init_temperature: float = 1e-2,
         dropout: float = 0.1,
         trainable_backbone: bool = False,
@@ -79,11 +81,12 @@ class SACAgent:
         self.device = torch.device(device) if device is not None else DEVICE
         self.action_dim, self.state_dim = action_dim, state_dim
         self.discount, self.tau = discount, tau
+        self.q_range = (-float("inf"), float("inf")) if q_range is None else tuple(q_range)
         self.target_entropy = -(action_dim + self.num_grippers) / 2 if target_entropy is None else target_entropy
         self.config = dict(
             image_keys=self.image_keys, action_dim=action_dim, lr=lr, state_dim=state_dim, discount=discount, tau=tau,
-            ensemble_size=ensemble_size, target_entropy=self.target_entropy, init_temperature=init_temperature,
-            dropout=dropout, trainable_backbone=trainable_backbone,
+            ensemble_size=ensemble_size, target_entropy=self.target_entropy, q_range=q_range,
+            init_temperature=init_temperature, dropout=dropout, trainable_backbone=trainable_backbone,
         )  # fmt: skip
         self.backbone = None
         if self.image_keys and not trainable_backbone:
@@ -180,7 +183,7 @@ class SACAgent:
         with torch.no_grad():
             next_action, _ = sample_tanh_normal(*self.actor(enc["next_actor"]), noise)
             next_q = self.target["critic"](enc["next_target"], next_action).amin(0)  # (E, B) -> (B,)
-            target_q = batch["rewards"] + self.discount * batch["masks"] * next_q
+            target_q = (batch["rewards"] + self.discount * batch["masks"] * next_q).clamp(*self.q_range)
         q = self.critic(enc["obs"], batch["arm_actions"])  # (E, B)
         assert target_q.shape == q.shape[1:]
         return ((q - target_q) ** 2).mean(), {
@@ -445,9 +448,8 @@ class SACHybridAgent(SACAgent):
 
     def _split_actions(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if actions.shape[-1] != self.action_dim + self.num_grippers:
-            raise ValueError(
-                f"actions are {tuple(actions.shape)}; wanted {self.action_dim} + {self.num_grippers} gripper entries"
-            )
+            wanted = f"{self.action_dim} continuous + {self.num_grippers} gripper entries"
+            raise ValueError(f"actions are {tuple(actions.shape)}; wanted {wanted}")
         blocks = actions.unflatten(-1, (self.num_grippers, -1))  # (B, G, A / G + 1)
         commands = blocks[..., -1].round().clamp(-1, 1).long() + 1  # (B, G) in 0..2
         index = commands[:, 0]
@@ -473,7 +475,7 @@ class SACHybridAgent(SACAgent):
             best = self.grasp_critic(enc["next"]).argmax(-1, keepdim=True)  # (B, 1)
             next_q = self.target["grasp_critic"](enc["next_target"]).gather(1, best).squeeze(1)  # (B,)
             reward = batch["rewards"] + batch["grasp_penalty"]
-            target_q = reward + self.discount * batch["masks"] * next_q
+            target_q = (reward + self.discount * batch["masks"] * next_q).clamp(max=self.q_range[1])
         q = self.grasp_critic(enc["obs"]).gather(1, batch["gripper_index"][:, None]).squeeze(1)  # (B,)
         assert q.shape == target_q.shape
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}

@@ -8,20 +8,21 @@ backbone's float16 (views, 512, 16) from `agent.encode_frames`, of which samplin
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-FRAME_SLACK = 1.02  # frame slots per transition: one frame each, plus one at every episode's start
+FRAME_SLACK = 1.01  # frame slots per transition: one frame each, plus one at every episode's start
 
 
 class ReplayBuffer:
     """Ring of transitions; safe to add to from one thread while another samples.
 
     Args:
-        capacity: transitions kept; the oldest are dropped first (slightly sooner where episodes are very short).
+        capacity: transitions kept; the oldest are dropped first (somewhat sooner where episodes are shorter than 100
+            steps, since each stores one frame more than it has transitions).
         image_keys: cameras to store.
         seed: of the sampling.
     """
@@ -52,61 +53,83 @@ class ReplayBuffer:
         rows |= dict.fromkeys(("reward", "mask", "done", "grasp_penalty"), ())
         self._columns = {k: np.empty((self.capacity, *shape), np.float32) for k, shape in rows.items()}
         self._columns |= {k: np.empty(self.capacity, np.int64) for k in ("frame", "next_frame")}
-        for key in self.image_keys:
-            image = np.asarray(observation[key])
+        for key, image in self._arrays("observations", observation, self.image_keys).items():
+            if not (image.ndim == 3 and image.dtype in (np.uint8, np.float16)):
+                raise ValueError(
+                    f"observations[{key!r}] is {image.dtype} {image.shape}; wanted uint8 (H, W, C), or float16 "
+                    "(views, 512, 16) from agent.encode_frames"
+                )
             self._frames[key] = np.empty((self.num_slots, *image.shape), image.dtype)
 
     def full_size_gb(self) -> float:
         """Memory in GB (1e9 bytes) once the buffer is full."""
         return sum(a.nbytes for a in (*self._columns.values(), *self._frames.values())) / 1e9
 
+    def size_gb(self) -> float:
+        """Memory in GB (1e9 bytes) that is in use now."""
+        used = ((self._columns, self._count, self.capacity), (self._frames, self._frame_count, self.num_slots))
+        return sum(a.nbytes * min(n, of) / of for arrays, n, of in used for a in arrays.values()) / 1e9
+
     def add(self, transition: dict[str, Any]) -> None:
         """Store one transition in the demo file's format (`observations`, `actions`, `next_observations`, `rewards`,
         `masks`, `dones`, optional `grasp_penalty`).
 
-        Raises ValueError when a shape or dtype differs from the first transition's or an action leaves [-1, 1].
+        Raises ValueError, and stores nothing, when a key is missing, a shape or dtype differs from the first
+        transition's, an action leaves [-1, 1], or a number is not finite.
         """
-        action = np.asarray(transition["actions"], np.float32)
-        if not (np.abs(action) <= 1.0).all():
-            raise ValueError(f"action {action} has entries outside [-1, 1] or NaN")
-        obs, next_obs = transition["observations"], transition["next_observations"]
+        values = {
+            name: np.asarray(transition[key], np.float32)
+            for name, key in (("action", "actions"), ("reward", "rewards"), ("mask", "masks"), ("done", "dones"))
+        }
+        values["grasp_penalty"] = np.asarray(transition.get("grasp_penalty", 0.0), np.float32)
+        groups = {name: transition[name] for name in ("observations", "next_observations")}
+        values["state"], values["next_state"] = (
+            np.asarray(observation.get("state", ()), np.float32) for observation in groups.values()
+        )
+        if not (np.abs(values["action"]) <= 1.0).all():
+            raise ValueError(f"action {values['action']} has entries outside [-1, 1] or NaN")
         if not self._columns:
-            self.allocate(obs, len(action))
-        self._check(obs, next_obs, action)
+            self.allocate(groups["observations"], len(values["action"]))
+        self._check(groups, values)
         with self._lock:
+            obs, next_obs = groups.values()
             row = self._count % self.capacity
-            first = self._frame_count - 1 if self._is_newest(obs) else self._store(obs)
-            second = first if self._is_newest(next_obs) else self._store(next_obs)
-            values = {
-                "action": action, "frame": first, "next_frame": second,
-                "reward": transition["rewards"], "mask": transition["masks"], "done": transition["dones"],
-                "grasp_penalty": transition.get("grasp_penalty", 0.0),
-                "state": obs.get("state", ()), "next_state": next_obs.get("state", ()),
-            }  # fmt: skip
+            values["frame"] = self._frame_count - 1 if self._is_newest(obs) else self._store(obs)
+            values["next_frame"] = values["frame"] if self._is_newest(next_obs) else self._store(next_obs)
             for name, value in values.items():
                 self._columns[name][row] = value
             self._count += 1
-            self._tail = max(self._tail, self._count - self.capacity)
-            oldest_frame = self._frame_count - self.num_slots  # frames below this one are overwritten
-            while self._columns["frame"][self._tail % self.capacity] < oldest_frame:
-                self._tail += 1
+            self._drop_oldest()
 
-    def _check(self, obs: dict, next_obs: dict, action: np.ndarray) -> None:
-        wanted = {k: (a.shape[1:], a.dtype) for k, a in self._frames.items()}
-        for name, observation in (("observations", obs), ("next_observations", next_obs)):
-            for key, (shape, dtype) in wanted.items():
-                image = observation[key]
-                if image.shape != shape or image.dtype != dtype:
+    def _drop_oldest(self) -> None:
+        """Move the tail past what is overwritten: transitions beyond the capacity, or whose frame's slot is reused."""
+        self._tail = max(self._tail, self._count - self.capacity)
+        oldest_frame = self._frame_count - self.num_slots
+        while self._tail < self._count and self._columns["frame"][self._tail % self.capacity] < oldest_frame:
+            self._tail += 1
+
+    @staticmethod
+    def _arrays(name: str, observation: dict[str, Any], keys: Iterable[str]) -> dict[str, np.ndarray]:
+        missing = [key for key in keys if key not in observation]
+        if missing:
+            raise ValueError(f"{name} lack {missing}; they have {sorted(observation)}")
+        return {key: np.asarray(observation[key]) for key in keys}
+
+    def _check(self, groups: dict[str, dict], values: dict[str, np.ndarray]) -> None:
+        """Raise ValueError where a transition does not fit the arrays."""
+        for name, observation in groups.items():
+            for key, image in self._arrays(name, observation, self.image_keys).items():
+                stored = self._frames[key]
+                if image.shape != stored.shape[1:] or image.dtype != stored.dtype:
                     raise ValueError(
-                        f"{name}[{key!r}] is {image.dtype} {image.shape}; this buffer holds {dtype} {shape}"
+                        f"{name}[{key!r}] is {image.dtype} {image.shape}; this buffer holds {stored.dtype} "
+                        f"{stored.shape[1:]}"
                     )
-            state_shape = np.shape(observation.get("state", ()))
-            if state_shape != self._columns["state"].shape[1:]:
-                raise ValueError(
-                    f"{name}['state'] is {state_shape}; this buffer holds {self._columns['state'].shape[1:]}"
-                )
-        if action.shape != self._columns["action"].shape[1:]:
-            raise ValueError(f"action is {action.shape}; this buffer holds {self._columns['action'].shape[1:]}")
+        for name, value in values.items():
+            if value.shape != self._columns[name].shape[1:]:
+                raise ValueError(f"{name} is {value.shape}; this buffer holds {self._columns[name].shape[1:]}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name} is {value}; wanted finite numbers")
 
     def _is_newest(self, obs: dict[str, np.ndarray]) -> bool:
         """Whether the images of `obs` are those stored last (contents, since an environment may reuse its arrays)."""
@@ -125,12 +148,27 @@ class ReplayBuffer:
         Returns: `observations`, `next_observations` (images (B, ...) uint8 or float16 features (B, 512, 16); `state`
             (B, D) float32 where there is one), `actions` (B, A), `rewards`, `masks`, `dones`, `grasp_penalty` (B,).
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
         with self._lock:
             if not len(self):
                 raise ValueError("the buffer is empty")
-            rows = self._rng.integers(self._tail, self._count, batch_size) % self.capacity
-            c = {k: torch.from_numpy(v[rows]) for k, v in self._columns.items()}
-            obs, next_obs = self._images(c["frame"].numpy()), self._images(c["next_frame"].numpy())
+            return self._batch(self._rng.integers(self._tail, self._count, batch_size))
+
+    def in_order(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Every transition once, oldest first, as `sample` returns them (the last batch may be smaller).
+
+        Of stored features it takes the first view, which is uncropped; the sampling's random numbers are left alone.
+        """
+        for start in range(self._tail, self._count, batch_size):
+            with self._lock:
+                batch = self._batch(np.arange(start, min(start + batch_size, self._count)), draw_views=False)
+            yield batch
+
+    def _batch(self, numbers: np.ndarray, draw_views: bool = True) -> dict[str, Any]:
+        """The transitions of these numbers (B,), counted from the first one ever added."""
+        c = {k: torch.from_numpy(v[numbers % self.capacity]) for k, v in self._columns.items()}
+        obs, next_obs = (self._images(c[k].numpy(), draw_views) for k in ("frame", "next_frame"))
         if c["state"].shape[-1]:
             obs["state"], next_obs["state"] = c["state"], c["next_state"]
         return {
@@ -138,9 +176,9 @@ class ReplayBuffer:
             "masks": c["mask"], "dones": c["done"], "grasp_penalty": c["grasp_penalty"],
         }  # fmt: skip
 
-    def _images(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
+    def _images(self, frames: np.ndarray, draw_views: bool) -> dict[str, torch.Tensor]:
         """The stored rows of frame numbers (B,); of stored features one view per sample, the same for all cameras."""
-        slots, view, images = frames % self.num_slots, None, {}
+        slots, view, images = frames % self.num_slots, None if draw_views else 0, {}
         for key, stored in self._frames.items():
             if stored.dtype == np.uint8:
                 images[key] = torch.from_numpy(np.take(stored, slots, axis=0))
@@ -170,20 +208,29 @@ class ReplayBuffer:
             }  # fmt: skip
 
     def restore(self, part: dict[str, Any]) -> None:
-        """Put one export back, at the very places it came from."""
+        """Put one export back, at the very places it came from; a smaller buffer keeps the newest.
+
+        Raises ValueError for other cameras or shapes, or when the export before this one was not restored.
+        """
         columns, frames = part["columns"], part["frames"]
+        first = part["first"][0]
+        if first > max(self._count, part["tail"]):
+            raise ValueError(f"a part of the saved buffer is missing: got transition {first}, wanted {self._count}")
         if columns and not self._columns:
-            images = {k: np.empty(v.shape[1:], v.numpy().dtype) for k, v in frames.items()}
-            state = {"state": np.empty(columns["state"].shape[1:])} if columns["state"].shape[-1] else {}
-            self.allocate(images | state, columns["action"].shape[-1])
-        if sorted(frames) != sorted(self._frames) and columns:
-            raise ValueError(f"the saved buffer holds cameras {sorted(frames)}, this run uses {sorted(self._frames)}")
-        (first, first_frame), (count, frame_count) = part["first"], part["counters"]
-        for name, values in columns.items():
-            self._columns[name][np.arange(first, count) % self.capacity] = values.numpy()
-        for name, values in frames.items():
-            self._frames[name][np.arange(first_frame, frame_count) % self.num_slots] = values.numpy()
-        self._count, self._frame_count, self._tail = count, frame_count, part["tail"]
+            state = {"state": columns["state"][0]} if columns["state"].shape[-1] else {}
+            self.allocate({k: v.numpy()[0] for k, v in frames.items()} | state, columns["action"].shape[-1])
+        for own, saved in ((self._columns, columns), (self._frames, frames)):
+            wanted = {k: a.shape[1:] for k, a in own.items()}
+            got = {k: tuple(v.shape[1:]) for k, v in saved.items()}
+            if saved and got != wanted:
+                raise ValueError(f"the saved buffer holds {got}, this one {wanted}")
+        self._count, self._frame_count = part["counters"]
+        for own, saved, count in ((self._columns, columns, self._count), (self._frames, frames, self._frame_count)):
+            for name, values in saved.items():
+                newest = values.numpy()[-len(own[name]) :]
+                own[name][np.arange(count - len(newest), count) % len(own[name])] = newest
+        self._tail = part["tail"]
+        self._drop_oldest()
 
     def rng_state(self) -> str:
         """The state of the sampling, as text."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
@@ -19,12 +20,18 @@ def make_agent(
     """The agent that fits the demos: cameras, state and action dimensions are read from them."""
     grippers = num_grippers(demos.setup_mode)
     settings: dict[str, Any] = dict(
-        lr=lr, state_dim=demos.state_dim, discount=discount, device=device, backbone=backbone,
+        q_range=q_range(demos), lr=lr, state_dim=demos.state_dim, discount=discount, device=device, backbone=backbone,
         trainable_backbone=trainable,
     )  # fmt: skip
     if grippers:
         return SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
     return SACAgent(demos.image_keys, demos.continuous_dim, **settings)
+
+
+def q_range(demos: Demos) -> tuple[float, float] | None:
+    """(0, 1) where the only reward is 1 on success, which ends the episode: no return can leave that range."""
+    sparse = all(t["rewards"] == 0.0 or (t["rewards"] == 1.0 and t["masks"] == 0.0) for t in demos.transitions)
+    return (0.0, 1.0) if sparse else None
 
 
 def describe_agent(agent: SACAgent) -> str:
@@ -45,6 +52,13 @@ def to_storage(agent: SACAgent, obs: dict[str, Any], views: int) -> dict[str, An
 def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
     """The observation to act on: the uncropped view of stored features, so that a frame is encoded only once."""
     return {k: v[0] if k in agent.image_keys and agent.backbone is not None else v for k, v in stored.items()}
+
+
+def repeat_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[str, Any]:
+    """An observation stored with one view, as a buffer of `views` views takes it: the same view so many times."""
+    if agent.backbone is None:
+        return stored
+    return {k: np.repeat(v, views, axis=0) if k in agent.image_keys else v for k, v in stored.items()}
 
 
 def add_demos(buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, progress: Any = iter) -> None:
