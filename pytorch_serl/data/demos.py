@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from pytorch_serl.data.checks import (
     take,
 )
 
-__all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos"]
+__all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
+MIN_TO_HOLD_OUT = 5  # episodes; of fewer, each is worth more to training than to validation
 ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
 
 
@@ -92,6 +93,24 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
     return demos
+
+
+def split_episodes(demos: Demos, fraction: float, seed: int) -> tuple[Demos, Demos | None]:
+    """Hold out whole episodes, drawn by `seed`: `fraction` of them, at least one.
+
+    Returns: the rest and those held out; all and None where `fraction` is 0 or there are fewer than MIN_TO_HOLD_OUT.
+    """
+    episodes = np.unique(demos.episode_ids)
+    if fraction == 0 or len(episodes) < MIN_TO_HOLD_OUT:
+        return demos, None
+    count = min(max(1, round(fraction * len(episodes))), len(episodes) - 1)
+    chosen = np.isin(demos.episode_ids, np.random.default_rng(seed).choice(episodes, count, replace=False))
+    return _select(demos, ~chosen), _select(demos, chosen)
+
+
+def _select(demos, rows):
+    transitions = [demos.transitions[row] for row in np.flatnonzero(rows)]
+    return replace(demos, transitions=transitions, episode_ids=demos.episode_ids[rows])
 
 
 def _as_list(name, values, kinds):

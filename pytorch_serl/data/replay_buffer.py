@@ -53,7 +53,9 @@ class ReplayBuffer:
         rows |= dict.fromkeys(("reward", "mask", "done", "grasp_penalty"), ())
         self._columns = {k: np.empty((self.capacity, *shape), np.float32) for k, shape in rows.items()}
         self._columns |= {k: np.empty(self.capacity, np.int64) for k in ("frame", "next_frame")}
-        for key, image in self._arrays("observations", observation, self.image_keys).items():
+        _need("observations", observation, self.image_keys)
+        for key in self.image_keys:
+            image = np.asarray(observation[key])
             if not (image.ndim == 3 and image.dtype in (np.uint8, np.float16)):
                 raise ValueError(
                     f"observations[{key!r}] is {image.dtype} {image.shape}; wanted uint8 (H, W, C), or float16 "
@@ -77,10 +79,9 @@ class ReplayBuffer:
         Raises ValueError, and stores nothing, when a key is missing, a shape or dtype differs from the first
         transition's, an action leaves [-1, 1], or a number is not finite.
         """
-        values = {
-            name: np.asarray(transition[key], np.float32)
-            for name, key in (("action", "actions"), ("reward", "rewards"), ("mask", "masks"), ("done", "dones"))
-        }
+        names = {"action": "actions", "reward": "rewards", "mask": "masks", "done": "dones"}
+        _need("transition", transition, ("observations", "next_observations", *names.values()))
+        values = {name: np.asarray(transition[key], np.float32) for name, key in names.items()}
         values["grasp_penalty"] = np.asarray(transition.get("grasp_penalty", 0.0), np.float32)
         groups = {name: transition[name] for name in ("observations", "next_observations")}
         values["state"], values["next_state"] = (
@@ -108,18 +109,12 @@ class ReplayBuffer:
         while self._tail < self._count and self._columns["frame"][self._tail % self.capacity] < oldest_frame:
             self._tail += 1
 
-    @staticmethod
-    def _arrays(name: str, observation: dict[str, Any], keys: Iterable[str]) -> dict[str, np.ndarray]:
-        missing = [key for key in keys if key not in observation]
-        if missing:
-            raise ValueError(f"{name} lack {missing}; they have {sorted(observation)}")
-        return {key: np.asarray(observation[key]) for key in keys}
-
     def _check(self, groups: dict[str, dict], values: dict[str, np.ndarray]) -> None:
         """Raise ValueError where a transition does not fit the arrays."""
         for name, observation in groups.items():
-            for key, image in self._arrays(name, observation, self.image_keys).items():
-                stored = self._frames[key]
+            _need(name, observation, self.image_keys)
+            for key, stored in self._frames.items():
+                image = np.asarray(observation[key])
                 if image.shape != stored.shape[1:] or image.dtype != stored.dtype:
                     raise ValueError(
                         f"{name}[{key!r}] is {image.dtype} {image.shape}; this buffer holds {stored.dtype} "
@@ -160,10 +155,15 @@ class ReplayBuffer:
 
         Of stored features it takes the first view, which is uncropped; the sampling's random numbers are left alone.
         """
-        for start in range(self._tail, self._count, batch_size):
+        start, end = self._tail, self._count
+        while start < end:
             with self._lock:
-                batch = self._batch(np.arange(start, min(start + batch_size, self._count)), draw_views=False)
-            yield batch
+                start = max(start, self._tail)  # another thread may have overwritten what would be next
+                numbers = np.arange(start, min(start + batch_size, end))
+                batch = self._batch(numbers, draw_views=False) if len(numbers) else None
+            if batch is not None:
+                yield batch
+            start += batch_size
 
     def _batch(self, numbers: np.ndarray, draw_views: bool = True) -> dict[str, Any]:
         """The transitions of these numbers (B,), counted from the first one ever added."""
@@ -217,8 +217,9 @@ class ReplayBuffer:
         if first > max(self._count, part["tail"]):
             raise ValueError(f"a part of the saved buffer is missing: got transition {first}, wanted {self._count}")
         if columns and not self._columns:
-            state = {"state": columns["state"][0]} if columns["state"].shape[-1] else {}
-            self.allocate({k: v.numpy()[0] for k, v in frames.items()} | state, columns["action"].shape[-1])
+            images = {k: np.empty(v.shape[1:], v.numpy().dtype) for k, v in frames.items()}
+            state = {"state": np.empty(columns["state"].shape[1:])} if columns["state"].shape[-1] else {}
+            self.allocate(images | state, columns["action"].shape[-1])
         for own, saved in ((self._columns, columns), (self._frames, frames)):
             wanted = {k: a.shape[1:] for k, a in own.items()}
             got = {k: tuple(v.shape[1:]) for k, v in saved.items()}
@@ -239,6 +240,12 @@ class ReplayBuffer:
     def set_rng_state(self, state: str) -> None:
         """Continue the sampling where `rng_state()` was taken."""
         self._rng.bit_generator.state = json.loads(state)
+
+
+def _need(name: str, content: dict[str, Any], keys: Iterable[str]) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{name}: got {sorted(content)}, wanted {missing} as well")
 
 
 def concat_batches(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,8 +11,11 @@ from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.training.backbone import find_backbone
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
+ENV_NAMES = {"built-in": BUILT_IN_ENV}  # short names that --env takes beside Gymnasium ids
+OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
 def make_agent(
@@ -34,6 +38,13 @@ def q_range(demos: Demos) -> tuple[float, float] | None:
     return (0.0, 1.0) if sparse else None
 
 
+def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:
+    """The frozen backbone that the options --backbone, --download_backbone and --train_backbone ask for, and a line."""
+    if trainable:
+        return None, "backbone: trained with the critics"
+    return find_backbone(path, own=OWN_BACKBONE, download=download)
+
+
 def describe_agent(agent: SACAgent) -> str:
     """One line: kind, trainable and frozen parameter counts, target entropy."""
     learned = [p for m in (agent.online, agent.actor, agent.temperature) for p in m.parameters()]
@@ -46,7 +57,8 @@ def describe_agent(agent: SACAgent) -> str:
 
 def to_storage(agent: SACAgent, obs: dict[str, Any], views: int) -> dict[str, Any]:
     """What the buffer keeps of an observation: frozen features (`views` crops of each image), else the images."""
-    return agent.encode_frames(obs, views) if agent.backbone is not None else dict(obs)
+    obs = {k: np.array(v) for k, v in obs.items()}  # copies, since an environment may reuse its arrays
+    return agent.encode_frames(obs, views) if agent.backbone is not None else obs
 
 
 def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
@@ -73,16 +85,21 @@ def add_demos(buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, p
         stored, last_obs = next_stored, next_obs
 
 
-def make_env(env_id: str, setup_mode: str) -> gym.Env:
-    """The environment of a Gymnasium id (`package:Id` included); the built-in one takes the setup mode.
+def env_id(name: str) -> str:
+    """The Gymnasium id that `--env` means: a short name's, or the name itself."""
+    return ENV_NAMES.get(name, name)
+
+
+def make_env(name: str, setup_mode: str) -> gym.Env:
+    """The environment of a Gymnasium id (`package:Id` included) or short name; the built-in one takes the setup mode.
 
     Raises ValueError, naming the id, when it cannot be made.
     """
-    settings = {"setup_mode": setup_mode} if env_id == BUILT_IN_ENV else {}
+    settings = {"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}
     try:
-        return gym.make(env_id, **settings)
+        return gym.make(env_id(name), **settings)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"--env {env_id}: {error}") from error
+        raise ValueError(f"--env {name}: {error}") from error
 
 
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:

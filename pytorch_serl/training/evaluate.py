@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.run import save_json
 from pytorch_serl.utils.files import atomic_write
 
@@ -81,6 +82,32 @@ def evaluate(
             successes += 1
             steps_to_success.append(steps)
     return Evaluation(successes, episodes, steps_to_success, returns, commands if grippers else {}, frames)
+
+
+def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:
+    """How far the policy's mode is from the recorded actions of `buffer`; a distance, not a success rate.
+
+    Returns: `held_out_error`, mean |difference| of the continuous entries (actions span -1..1); with grippers also
+        `held_out_gripper`, the share of commands hit, and `held_out_gripper_moves`, the same over the recorded
+        closings and openings alone, which are rare (left out where there are none).
+    """
+    errors, hits, moves = [], [], []
+    blocks = max(1, agent.num_grippers)
+    for batch in buffer.in_order(batch_size):
+        recorded = batch["actions"].numpy()
+        chosen = agent.sample_actions(batch["observations"], argmax=True)
+        recorded, chosen = (x.reshape(len(x), blocks, -1) for x in (recorded, chosen))  # (B, G, A / G)
+        arm = recorded.shape[-1] - (agent.num_grippers > 0)
+        errors.append(np.abs(chosen - recorded)[..., :arm].reshape(len(recorded), -1).mean(-1))
+        hits.append((chosen == recorded)[..., arm:].ravel())
+        moves.append((recorded != 0)[..., arm:].ravel())
+    figures = {"held_out_error": float(np.concatenate(errors).mean())}
+    hits, moves = np.concatenate(hits), np.concatenate(moves)
+    if hits.size:
+        figures["held_out_gripper"] = float(hits.mean())
+    if moves.any():
+        figures["held_out_gripper_moves"] = float(hits[moves].mean())
+    return figures
 
 
 def camera_strip(obs: dict[str, np.ndarray], image_keys: list[str], border: bool = False) -> np.ndarray:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {message}; {self.prog} --help lists every option\n")
+
+    def require(self, args: argparse.Namespace, limits: dict[str, tuple[bool, str]]) -> None:
+        """Refuse the first number that cannot be meant; `limits`: option -> (whether it is fine, what is wanted)."""
+        for name, (fine, wanted) in limits.items():
+            if not fine:
+                self.error(f"--{name} is {getattr(args, name)}; wanted {wanted}")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let the block finish when Ctrl-C or SIGTERM comes inside it, then raise KeyboardInterrupt.
+
+    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one.
+    """
+    came = []
+    before = {s: signal.signal(s, lambda *_: came.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- random numbers

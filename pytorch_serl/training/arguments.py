@@ -1,0 +1,53 @@
+"""Options that train_offline.py and train_hybrid.py share; each function returns the group, to which a script adds."""
+
+import argparse
+
+from pytorch_serl.data.demos import SETUP_MODES
+from pytorch_serl.training.run import Parser
+
+
+def add_data_arguments(parser: Parser, save_dir: str, env: str | None) -> argparse._ArgumentGroup:
+    """Demos, environment and run directory; `env` is the environment's default."""
+    data = parser.add_argument_group("data and environment")
+    data.add_argument("--demo_paths", nargs="+", required=True, help="demo files (pickles)")
+    data.add_argument("--image_keys", nargs="+", required=True, help="cameras to use, in this order")
+    data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
+    data.add_argument("--env", default=env, help="built-in, or a Gymnasium id, package:Id included")
+    data.add_argument("--save_dir", default=save_dir, help="where the run goes")
+    return data
+
+
+def add_learning_arguments(parser: Parser, max_steps: int, unit: str, batch_help: str) -> argparse._ArgumentGroup:
+    """Length of the run in `unit`s, batch, learning rate, discount."""
+    learn = parser.add_argument_group("learning")
+    learn.add_argument("--max_steps", type=int, default=max_steps, help=f"{unit}s")
+    learn.add_argument("--batch_size", type=int, help=f"{batch_help}; default 256, on a CPU 128")
+    learn.add_argument("--lr", type=float, default=3e-4, help="Adam's learning rate")
+    learn.add_argument("--discount", type=float, default=0.95, help="per environment step")
+    return learn
+
+
+def add_vision_arguments(parser: Parser, views: int) -> argparse._ArgumentGroup:
+    """Backbone, and the number of stored crops of a demo frame."""
+    vision = parser.add_argument_group("vision")
+    vision.add_argument("--backbone", help="frozen backbone: resnet10_params.pkl or a backbone.pt; None: the best "
+                        "found")  # fmt: skip
+    vision.add_argument("--download_backbone", action="store_true", help="fetch the published weights if not there")
+    vision.add_argument("--train_backbone", action="store_true", help="train the ResNet-10 as well (needs a GPU)")
+    vision.add_argument("--views", type=int, default=views,
+                        help="stored crops of each demo frame; the first is uncropped")  # fmt: skip
+    return vision
+
+
+def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._ArgumentGroup:
+    """Evaluation, seed, device, resume and overwrite."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--eval_every", type=int, default=eval_every, help=f"{unit}s between evaluations")
+    run.add_argument("--eval_episodes", type=int, help="default 20 during training, 100 in the final evaluation")
+    run.add_argument("--stop_at", type=float, default=0.95,
+                     help="stop when two evaluations in a row reach this success rate")  # fmt: skip
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
+    run.add_argument("--resume", action="store_true", help="continue the run in --save_dir")
+    run.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
+    return run

@@ -1,0 +1,407 @@
+"""train_offline.py on tiny made-up demos: outputs, resume, interruption, early stop, refusals, what cloning learns."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.demos import read_demos, split_episodes
+from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.training import build
+from pytorch_serl.training.evaluate import Evaluation, held_out_errors
+from pytorch_serl.utils.files import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train_offline  # noqa: E402
+
+FIXED, LEARNED = "single-arm-fixed-gripper", "single-arm-learned-gripper"
+RUN_OUTPUTS = {"best.pt", "last.pt", "settings.json", "metrics.jsonl", "learning_curve.png"}
+
+
+def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), length=4, seed=0, size=32):
+    rng = np.random.default_rng(seed)
+    transitions = []
+    for _ in range(episodes):
+        obs = [
+            {key: rng.integers(0, 256, (size, size, 3), np.uint8) for key in keys}
+            | {"state": rng.normal(size=3).astype(np.float32)}
+            for _ in range(length + 1)
+        ]
+        for step in range(length):
+            done = step == length - 1
+            action = rng.uniform(-0.9, 0.9, action_dim).astype(np.float32)
+            if gripper:
+                action[-1] = (-1, 0, 1)[step % 3]
+            transitions.append({
+                "observations": obs[step], "actions": action, "next_observations": obs[step + 1],
+                "rewards": float(done), "dones": done, "masks": 1.0 - done, "grasp_penalty": -0.02 * (step % 2),
+            })  # fmt: skip
+    path.write_bytes(pickle.dumps(transitions))
+    return path
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
+
+
+@pytest.fixture(scope="module")
+def gripper_demos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demos") / "gripper.pkl"
+    return make_demos(path, action_dim=7, gripper=True, keys=("image", "wrist"))
+
+
+@pytest.fixture(autouse=True)
+def no_published_backbone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(train_offline.signal, "signal", signal.signal)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def words(demos, out, **changes):
+    """The command line of a short run; an option of None is left out, True has no value."""
+    options = {
+        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "batch_size": 4, "views": 2,
+        "save_dir": out, "device": "cpu", "max_steps": 4,
+    } | changes  # fmt: skip
+    result = []
+    for name, value in options.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        result += [] if value is None else [f"--{name}"] + [str(v) for v in values if v is not True]
+    return result
+
+
+def content(out):
+    return load_checkpoint(Path(out) / "last.pt")
+
+
+def metrics(out, name):
+    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_run(a, b):
+    """Agent, optimisers, random states, sampling and progress, bit for bit; the minutes differ."""
+    a, b = content(a), content(b)
+    for key in ("step", "agent", "rng", "sampling"):
+        assert equal(a[key], b[key]), key
+    assert a["progress"] | {"minutes": 0} == b["progress"] | {"minutes": 0}
+
+
+# ---------------------------------------------------------------- the script
+
+
+@pytest.mark.parametrize("algo", [None, "bc", "sac"])
+def test_script(algo, demos, gripper_demos, tmp_path):
+    """As in the README with the smaller numbers; the default (awac) with two cameras and a gripper."""
+    two = {"demo_paths": gripper_demos, "image_keys": ["image", "wrist"], "setup_mode": LEARNED} if not algo else {}
+    command = words(demos, tmp_path / "run", algo=algo, max_steps=51 if not algo else 3, device=None, views=1, **two)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "train_offline.py", *command], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    written = {file.name for file in (tmp_path / "run").iterdir()}
+    assert written >= RUN_OUTPUTS and not written & {"evaluation.gif", "evaluation.json"}
+    assert any(name.startswith("events.out.tfevents") for name in written)
+    assert "no success rate will be known" in done.stdout and "Its success rate is not known" in done.stdout
+    assert "5 episodes (20 transitions) to train on, 1 (4 transitions) held out" in done.stdout
+    assert ("WARNING: plain SAC is expected to fail" in done.stdout) == (algo == "sac")
+    assert ("updates take up to 1 minutes; it stops sooner when the held-out error" in done.stdout) == (not algo)
+    assert "Traceback" not in done.stderr and json.loads((tmp_path / "run/settings.json").read_text())["algo"]
+    (error,) = metrics(tmp_path / "run", "held_out_error").values()
+    assert 0 < error < 2 and f"held out error {error:.4f}" in done.stdout
+    assert ("held_out_gripper_moves" in (tmp_path / "run/metrics.jsonl").read_text()) == (not algo)
+
+    read = read_demos(two.get("demo_paths", demos), two.get("image_keys", "image"), two.get("setup_mode", FIXED))
+    agent = build.make_agent(
+        read, lr=1e-3, discount=0.9, device=torch.device("cpu"), backbone=None, trainable=False
+    )  # another random backbone, which best.pt brings along
+    agent.load(tmp_path / "run/best.pt")  # as train_hybrid.py --init_ckpt does
+    last = content(tmp_path / "run")
+    assert equal(agent.state_dict()["modules"], last["agent"]["modules"]) and last["step"] == (51 if not algo else 3)
+
+
+def test_with_an_environment(tmp_path):
+    """The built-in task: success rates, GIF, and best.pt by success."""
+    from pytorch_serl.envs.record import record
+
+    path = record(FIXED, num_demos=2, num_classifier_episodes=0, output_dir=tmp_path, image_keys=["image"])["demos"]
+    out = tmp_path / "run"
+    train_offline.main(words(path, out, env="built-in", eval_episodes=1, max_steps=2, views=1))
+    assert {file.name for file in out.iterdir()} >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}
+    figures = json.loads((out / "evaluation.json").read_text())
+    assert figures["deterministic"]["episodes"] == 1 and set(metrics(out, "eval_success")) == {2}
+    assert json.loads((out / "settings.json").read_text())["val_fraction"] == 0
+
+
+def fake_environment(monkeypatch, rates):
+    """Evaluations of an environment that nobody steps, one after another."""
+    results = iter(rates)
+    finals = []
+    monkeypatch.setattr(train_offline.build, "make_env", lambda name, mode: object())
+    monkeypatch.setattr(train_offline.build, "check_env", lambda *a: None)
+    monkeypatch.setattr(
+        train_offline, "evaluate", lambda agent, env, n: Evaluation(round(n * next(results)), n, [], [], {})
+    )
+    monkeypatch.setattr(
+        train_offline,
+        "report_evaluation",
+        lambda agent, env, n, out, seed: finals.append((n, seed, agent.state_dict()["modules"])),
+    )
+    return finals
+
+
+def test_best_is_chosen_by_success_and_the_run_stops_when_it_succeeds(demos, tmp_path, monkeypatch, capsys):
+    finals = fake_environment(monkeypatch, [0.5, 0.95, 0.2, 1.0, 0.95, 1.0])
+    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, max_steps=9, overwrite=True))
+    progress = content(tmp_path)["progress"]
+    assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (5, 1.0, 4)
+    assert "stopped early: two evaluations in a row reached --stop_at" in capsys.readouterr().out
+    ((episodes, seed, modules),) = finals
+    assert episodes == 100 and seed > 10**9  # unseen
+    assert equal(modules, load_checkpoint(tmp_path / "best.pt")["modules"])
+    assert not equal(modules, content(tmp_path)["agent"]["modules"])  # update 4, not 5
+
+
+def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):
+    train_offline.main(words(demos, tmp_path, lr=1e-9, eval_every=2, patience=3, max_steps=50, algo="bc"))
+    assert content(tmp_path)["step"] == 8 and content(tmp_path)["progress"]["best_step"] == 2
+    assert "stopped early: no better held-out error since update 2 (--patience)" in capsys.readouterr().out
+    assert equal(load_checkpoint(tmp_path / "best.pt"), content(tmp_path)["agent"])  # the last, not the "best"
+
+
+def test_plain_sac_is_not_stopped_by_a_distance_that_it_does_not_minimise(demos, tmp_path):
+    train_offline.main(words(demos, tmp_path, lr=1e-9, eval_every=1, patience=1, max_steps=4, algo="sac"))
+    assert content(tmp_path)["step"] == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_run(demos, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_offline, "LOG_EVERY", 1)
+    monkeypatch.setattr(SACAgent, "update", lambda *a, **k: {"clone_loss": torch.tensor(float("nan"))})
+    with pytest.raises(FloatingPointError, match="update 1: .*nan.*--lr"):
+        train_offline.main(words(demos, tmp_path))
+
+
+# ---------------------------------------------------------------- resume and interruption
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trained backbone"])
+def test_resume_continues_bit_for_bit(kind, demos, gripper_demos, tmp_path):
+    if kind == "frozen":
+        changes = {"demo_paths": gripper_demos, "image_keys": ["wrist", "image"], "setup_mode": LEARNED}
+        half, whole = 3, 6
+    else:
+        changes = {"train_backbone": True, "batch_size": 2, "algo": "bc"}
+        half, whole = 1, 2
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    train_offline.main(words(demos, once, max_steps=whole, eval_every=half, **changes))
+    train_offline.main(words(demos, twice, max_steps=half, eval_every=half, **changes))
+    parts = {file: file.stat().st_mtime_ns for file in twice.glob("buffer_*")}
+    np.random.seed(99), torch.manual_seed(99)
+    train_offline.main(words(demos, twice, max_steps=whole, eval_every=half, resume=True, **changes))
+    assert_same_run(once, twice)
+    assert metrics(once, "held_out_error") == metrics(twice, "held_out_error")
+    assert set(metrics(twice, "held_out_error")) == {half, whole}
+    assert parts == {file: file.stat().st_mtime_ns for file in twice.glob("buffer_*")}  # demos are written once
+
+
+def interrupt(capsys, command):
+    with pytest.raises(SystemExit) as error:
+        train_offline.main(command)
+    assert error.value.code == 130
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_the_last_whole_update(number, demos, tmp_path, monkeypatch, capsys):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    train_offline.main(words(demos, once))
+    update, count = SACAgent._step, 0
+
+    def interrupted_step(agent, losses):
+        nonlocal count
+        count += 1
+        if count == 2:
+            os.kill(os.getpid(), number)  # in the middle of the second update, which is finished first
+        update(agent, losses)
+
+    monkeypatch.setattr(SACAgent, "_step", interrupted_step)
+    out = interrupt(capsys, words(demos, twice))
+    assert f"interrupted: update 2 is saved in {twice / 'last.pt'}; continue with --resume" in out
+    assert content(twice)["step"] == 2 and (twice / "best.pt").is_file()
+    monkeypatch.undo()
+    train_offline.main(words(demos, twice, resume=True))
+    assert_same_run(once, twice)
+
+
+def test_an_interrupted_evaluation_is_done_again(demos, tmp_path, monkeypatch, capsys):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    train_offline.main(words(demos, once, eval_every=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_offline, "held_out_errors", lambda *a: os.kill(os.getpid(), signal.SIGINT))
+        assert "update 2 is saved" in interrupt(capsys, words(demos, twice, eval_every=2))
+    train_offline.main(words(demos, twice, eval_every=2, resume=True))
+    assert_same_run(once, twice)
+    assert set(metrics(twice, "held_out_error")) == {2, 4}
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def refused(capsys, message, command):
+    with pytest.raises(SystemExit) as error:
+        train_offline.main(command)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert error.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert message in lines[0], lines[0]
+
+
+BAD = {
+    "no file": ({"demo_paths": "none.pkl"}, "none.pkl: file: got no such file"),
+    "no camera": ({"image_keys": "side"}, "wanted the image key 'side'"),
+    "other mode": ({"setup_mode": LEARNED}, f"--setup_mode {FIXED}"),
+    "no mode": ({"setup_mode": "three-arms"}, "invalid choice: 'three-arms'"),
+    "algo": ({"algo": "cql"}, "invalid choice: 'cql'"),
+    "batch": ({"batch_size": 0}, "--batch_size is 0; wanted 1 or more"),
+    "steps": ({"max_steps": 0}, "--max_steps is 0"),
+    "views": ({"views": 0}, "--views is 0"),
+    "patience": ({"patience": 0}, "--patience is 0"),
+    "lr": ({"lr": -1}, "--lr is -1.0; wanted a learning rate"),
+    "nan": ({"lr": "nan"}, "--lr is nan"),
+    "discount": ({"discount": 1.5}, "--discount is 1.5"),
+    "val_fraction": ({"val_fraction": 1}, "--val_fraction is 1.0; wanted a share"),
+    "seed": ({"seed": -1}, "--seed is -1"),
+    "device": ({"device": "abacus"}, "device 'abacus' is not usable"),
+    "episodes": ({"eval_episodes": 5}, "--eval_episodes needs an environment"),
+    "env": ({"env": "NoSuchTask-v0"}, "--env NoSuchTask-v0"),
+    "other env": ({"env": "built-in"}, "--env built-in does not fit the demos: observation 'image' is (128, 128, 3)"),
+    "backbone": ({"backbone": "none.pt"}, "none.pt: no such backbone file"),
+    "resume": ({"resume": True}, "no checkpoint to resume from"),
+    "both": ({"resume": True, "overwrite": True}, "exclude each other"),
+    "number": ({"max_steps": "many"}, "invalid int value: 'many'"),
+    "typo": ({"max_step": 5}, "unrecognized arguments: --max_step 5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_2(name, demos, tmp_path, capsys):
+    changes, message = BAD[name]
+    refused(capsys, message, words(demos, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):
+    out = tmp_path / "run"
+    train_offline.main(words(demos, out, max_steps=1))
+    capsys.readouterr()
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    refused(capsys, "holds a run already", words(demos, out))
+    for changes, message in (
+        ({"lr": 1e-3}, "--lr was 0.0003, is 0.001; resume with the same ones"),
+        ({"algo": "bc", "views": 1}, "--algo was awac, is bc; --views was 2, is 1"),
+        ({"demo_paths": make_demos(tmp_path / "other.pkl", seed=1)}, "was trained on other demos"),
+        ({"train_backbone": True}, "does not fit this agent"),
+    ):
+        refused(capsys, message, words(demos, out, resume=True, **changes))
+    assert before == {file: file.read_bytes() for file in out.iterdir()}
+    (out / "best.pt").unlink()
+    refused(capsys, "best.pt is missing", words(demos, out, resume=True))
+    torch.save({"weights": 1}, out / "last.pt")
+    refused(capsys, "not a run's checkpoint", words(demos, out, resume=True))
+    train_offline.main(words(demos, out, max_steps=2, overwrite=True))
+    assert content(out)["step"] == 2
+
+
+# ---------------------------------------------------------------- held-out episodes
+
+
+def test_whole_episodes_are_held_out(tmp_path):
+    demos = read_demos(make_demos(tmp_path / "demos.pkl", episodes=20), "image", FIXED)
+    train, held_out = split_episodes(demos, 0.1, seed=0)
+    ids, others = set(held_out.episode_ids.tolist()), set(train.episode_ids.tolist())
+    assert len(ids) == 2 and len(others) == 18 and not ids & others
+    assert len(held_out.transitions) == 8 and len(train.transitions) == 72
+    chosen = [demos.transitions[row] for row in np.flatnonzero(np.isin(demos.episode_ids, list(ids)))]
+    assert all(a is b for a, b in zip(held_out.transitions, chosen))
+    assert set(split_episodes(demos, 0.1, seed=0)[1].episode_ids) == ids
+    assert any(set(split_episodes(demos, 0.1, seed=s)[1].episode_ids) != ids for s in range(1, 5))
+    assert split_episodes(demos, 0.0, seed=0) == (demos, None)
+    few = read_demos(make_demos(tmp_path / "few.pkl", episodes=5), "image", FIXED)
+    assert len(split_episodes(few, 0.01, seed=0)[1].transitions) == 4  # at least one
+    assert len(split_episodes(few, 0.99, seed=0)[0].transitions) == 4  # and one left
+    four = read_demos(make_demos(tmp_path / "four.pkl", episodes=4), "image", FIXED)
+    assert split_episodes(four, 0.5, seed=0)[1] is None
+
+
+class FakeAgent:
+    """Always moves by 0.5 and closes the left gripper."""
+
+    def __init__(self, num_grippers):
+        self.num_grippers = num_grippers
+
+    def sample_actions(self, obs, argmax):
+        assert argmax
+        blocks = [[0.5, 0.5, -1.0], [0.5, 0.5, 0.0]] if self.num_grippers else [[0.5, 0.5, 0.5]]
+        return np.tile(np.array(blocks, np.float32).ravel(), (len(obs["state"]), 1))
+
+
+@pytest.mark.parametrize(
+    ("grippers", "actions", "wanted"),
+    [
+        (0, [[0.5, 0.5, -0.1], [0.2, 0.5, 0.5]], {"held_out_error": 0.15}),
+        (
+            2,
+            [[0.5, 0.1, -1, 0.5, 0.5, 0], [0.5, 0.5, 1, 0.5, 0.5, -1], [0.5, 0.5, -1, 0.5, 0.5, 1]],
+            {"held_out_error": 0.4 / 12, "held_out_gripper": 3 / 6, "held_out_gripper_moves": 2 / 5},
+        ),
+    ],
+)
+def test_held_out_errors_by_hand(grippers, actions, wanted):
+    buffer = ReplayBuffer(10, [])
+    obs = {"state": np.zeros(2, np.float32)}
+    for action in actions:
+        step = {"observations": obs, "next_observations": obs, "actions": np.array(action, np.float32)}
+        buffer.add(step | {"rewards": 0.0, "masks": 1.0, "dones": False})
+    assert held_out_errors(FakeAgent(grippers), buffer, batch_size=2) == pytest.approx(wanted)
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_advantages_prefer_the_better_of_two_actions_where_cloning_averages_them():
+    """One-step task; half of the demos do +0.6 and are rewarded, half do -0.6 and are not."""
+    obs = {"state": np.ones(1, np.float32)}
+    buffer = ReplayBuffer(100, [])
+    for i in range(40):
+        good = i % 2 == 0
+        step = {"observations": obs, "next_observations": obs, "actions": np.array([0.6 if good else -0.6], np.float32)}
+        buffer.add(step | {"rewards": float(good), "masks": 0.0, "dones": True})
+    learned = {}
+    for algo in ("bc", "awac"):
+        torch.manual_seed(0)
+        agent = SACAgent([], 1, lr=1e-3, state_dim=1, device="cpu")
+        modes = []
+        for _ in range(300):
+            agent.update(buffer.sample(64), **train_offline.UPDATES[algo])
+            modes.append(float(agent.sample_actions(obs, argmax=True)[0]))
+        learned[algo] = np.mean(modes[-100:])  # a batch's share of good actions makes single ones waver
+    assert abs(learned["bc"]) < 0.1 and learned["awac"] > 0.3, learned

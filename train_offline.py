@@ -1,0 +1,341 @@
+"""Train a policy from demos alone: advantage-weighted cloning, cloning, or plain SAC; no robot needed.
+
+    python train_offline.py --demo_paths ./data/demos.pkl --image_keys image --setup_mode single-arm-fixed-gripper
+    python train_offline.py --demo_paths ./data/demos.pkl --image_keys image --setup_mode single-arm-fixed-gripper \\
+        --env built-in --save_dir ./offline_evaluated      (with success rates, in the built-in task)
+
+Writes to --save_dir: best.pt (for train_hybrid.py --init_ckpt or --eval_ckpt), last.pt and buffer_*.pt (to --resume),
+settings.json, metrics.jsonl and TensorBoard events, learning_curve.png; with --env evaluation.gif, evaluation.json.
+Without --env nobody knows the success rate: what is reported is the distance to the actions of held-out episodes.
+"""
+
+import math
+import signal
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pytorch_serl.data.demos import read_demos, split_episodes
+from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.training import build
+from pytorch_serl.training.arguments import (
+    add_data_arguments,
+    add_learning_arguments,
+    add_run_arguments,
+    add_vision_arguments,
+)
+from pytorch_serl.training.checkpoint import RunCheckpoint
+from pytorch_serl.training.evaluate import FINAL_SEED, evaluate, held_out_errors, report_evaluation
+from pytorch_serl.training.run import (
+    LAST,
+    MetricLogger,
+    Parser,
+    check_run_dir,
+    learning_curve,
+    prepare_run_dir,
+    print_settings,
+    save_settings,
+    seed_all,
+    uninterrupted,
+    user_errors,
+)
+from pytorch_serl.utils.device import pick_device
+
+UPDATES = {  # what each algorithm asks of agent.update
+    "awac": {"sac_weight": 0.0, "clone_weight": 1.0, "advantage_weighted": True},
+    "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 1.0},
+    "sac": {},
+}
+OWN_FILES = ("evaluation.gif", "evaluation.json")
+BEST = "best.pt"
+LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up
+IMPROVEMENT = 0.99  # a held-out error counts as better below this share of the best one
+# a resumed run must agree in these to continue bit for bit
+FIXED = ("algo", "image_keys", "setup_mode", "env", "batch_size", "lr", "discount", "views", "train_backbone",
+         "val_fraction", "seed")  # fmt: skip
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__.split("\n")[0])
+    data = add_data_arguments(parser, save_dir="./offline_ckpt", env=None)
+    data.add_argument("--val_fraction", type=float, help="share of the episodes held out (at least one; none of fewer "
+                      "than 5); default 0.1, with --env 0")  # fmt: skip
+    learn = add_learning_arguments(parser, max_steps=50_000, unit="update", batch_help="transitions")
+    learn.add_argument("--algo", choices=UPDATES, default="awac", help="awac: cloning weighted by the advantage, "
+                       "critics trained beside it (AWAC, arXiv 2006.09359); bc: cloning alone, critics stay random; "
+                       "sac: HIL-SERL's own losses, expected to fail from demos only")  # fmt: skip
+    learn.add_argument("--patience", type=int, default=10, help="without --env: stop after so many evaluations "
+                       "without a held-out error at least 1 %% lower (awac and bc)")  # fmt: skip
+    add_vision_arguments(parser, views=4)
+    add_run_arguments(parser, eval_every=1000, unit="update")
+    return resolve(parser.parse_args(argv), parser)
+
+
+def resolve(args, parser):
+    """Fill in the defaults that depend on other settings and refuse what cannot work."""
+    with user_errors():
+        args.device = pick_device(args.device)
+    if args.batch_size is None:
+        args.batch_size = 128 if args.device.type == "cpu" else 256
+    if args.val_fraction is None:
+        args.val_fraction = 0.0 if args.env else 0.1
+    if args.eval_episodes is not None and not args.env:
+        parser.error("--eval_episodes needs an environment; give --env as well")
+    at_least_one = ("max_steps", "batch_size", "patience", "views", "eval_every")
+    parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
+    parser.require(args, {
+        "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
+        "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
+        "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
+        "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
+        "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
+        "seed": (args.seed >= 0, "0 or more"),
+    })  # fmt: skip
+    return args
+
+
+def describe_split(train, held_out):
+    if held_out is None:
+        return f"{len(train.transitions)} transitions to train on, none held out (--val_fraction; needs 5 episodes)"
+    train_episodes, held_out_episodes = (len(np.unique(part.episode_ids)) for part in (train, held_out))
+    return (
+        f"{train_episodes} episodes ({len(train.transitions)} transitions) to train on, {held_out_episodes} "
+        f"({len(held_out.transitions)} transitions) held out"
+    )
+
+
+def fingerprint(demos):
+    """A number that changes with the demos, so that a resumed run cannot go on with others."""
+    rows = [np.append(t["actions"], t["rewards"]).astype(np.float32) for t in demos.transitions]
+    return zlib.crc32(np.stack(rows).tobytes())
+
+
+class OfflineTraining:
+    """The state of one run and the steps of its loop."""
+
+    def __init__(self, args, agent, save_dir, num_transitions, env):
+        self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
+        capacity = 2 * num_transitions  # no transition is dropped, even where every frame is stored apart
+        self.demo = ReplayBuffer(capacity, agent.image_keys, seed=args.seed)
+        self.held_out = ReplayBuffer(capacity, agent.image_keys)
+        self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out})
+        # best: the highest success rate, or the lowest held-out error; passed: evaluations in a row at --stop_at
+        self.progress = {"best": -1.0 if env else math.inf, "best_step": 0, "passed": 0, "evaluated": 0, "minutes": 0.0}
+
+    def identify(self, demos):
+        """Note what a resumed run must agree in."""
+        self.progress["settings"] = {name: getattr(self.args, name) for name in FIXED}
+        self.progress["demos"] = fingerprint(demos)
+
+    def resume(self, demos):
+        """Go back to last.pt. Raises ValueError where it belongs to other settings or demos."""
+        path = self.save_dir / LAST
+        step, self.progress = self.checkpoint.load()
+        then = self.progress.get("settings")
+        if then is None:
+            raise ValueError(f"{path}: not written by train_offline.py")
+        now = {name: getattr(self.args, name) for name in FIXED}
+        changed = [f"--{k} was {then.get(k)}, is {now[k]}" for k in FIXED if then.get(k) != now[k]]
+        if changed:
+            raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
+        if self.progress["demos"] != fingerprint(demos):
+            raise ValueError(f"{path} was trained on other demos; start anew with --overwrite or another --save_dir")
+        if self.progress["evaluated"] and not (self.save_dir / BEST).is_file():
+            raise ValueError(f"{self.save_dir / BEST} is missing beside {path}; put it back or start anew")
+        return step
+
+    def stop_reason(self):
+        """Why the run may end before --max_steps, or None."""
+        late = self.progress["evaluated"] - self.progress["best_step"]
+        if self.env:
+            return "two evaluations in a row reached --stop_at" if self.progress["passed"] >= 2 else None
+        if len(self.held_out) and self.args.algo != "sac" and late >= self.args.patience * self.args.eval_every:
+            return f"no better held-out error since update {self.progress['best_step']:,} (--patience)"
+        return None
+
+    def stop_rule(self):
+        """`stop_reason` in advance, in words."""
+        if self.env:
+            return f"it stops sooner when two evaluations in a row reach {self.args.stop_at:.0%} (--stop_at)"
+        if len(self.held_out) and self.args.algo != "sac":
+            return (
+                f"it stops sooner when the held-out error has not fallen for {self.args.patience} evaluations "
+                f"({self.args.patience * self.args.eval_every:,} updates, --patience): more updates only fit noise"
+            )
+        return "there is nothing to stop it sooner; Ctrl-C saves, and --resume goes on"
+
+    # ---------------------------------------------------------------- watching
+
+    def evaluate(self, step, log):
+        """Success rate or held-out error, best.pt, curves, checkpoint."""
+        figures, now = {"minutes": self.minutes()}, {"evaluated": step}
+        texts = []
+        if len(self.held_out):
+            figures |= held_out_errors(self.agent, self.held_out)
+            texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
+        if self.env:
+            result = evaluate(self.agent, self.env, self.args.eval_episodes or 20)
+            figures["eval_success"] = result.success_rate
+            texts.append(str(result))
+            now["passed"] = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0
+            better = result.success_rate >= self.progress["best"]
+        elif len(self.held_out):
+            better = figures["held_out_error"] < IMPROVEMENT * self.progress["best"]
+        else:
+            better = False
+        if better:
+            now |= {"best": figures["eval_success" if self.env else "held_out_error"], "best_step": step}
+        tqdm.write(f"update {step:,}: " + "; ".join([*texts, f"{figures['minutes']:.1f} min"]))
+        with uninterrupted():
+            self.progress |= now
+            log.log(step, figures)
+            if better and self.env:
+                self.agent.save(self.save_dir / BEST)
+            self.save(step)
+        self.draw(log)
+
+    def save(self, step):
+        """Write last.pt; without an environment best.pt too.
+
+        The policy of lowest held-out error is a bad choice (robomimic, arXiv 2108.03298: success goes on rising while
+        that error rises), so without success rates the last policy counts as the best.
+        """
+        self.progress["minutes"] = self.minutes()
+        if not self.env:
+            self.agent.save(self.save_dir / BEST)
+        return self.checkpoint.save(step, self.progress)
+
+    def minutes(self):
+        return self.minutes_before + (time.monotonic() - self.started) / 60
+
+    def draw(self, log):
+        panels = {
+            "success rate": ("eval_success",),
+            "distance to\nrecorded actions": ("held_out_error", "clone_error"),
+            "share of gripper\ncommands hit": ("held_out_gripper", "held_out_gripper_moves", "gripper_accuracy"),
+            "Q": ("q", "q_max", "grasp_q"),
+        }
+        lines = {ylabel: {n: log.series(n) for n in names if log.series(n)[0]} for ylabel, names in panels.items()}
+        lines = {ylabel: series for ylabel, series in lines.items() if series}
+        if lines:
+            learning_curve(self.save_dir / "learning_curve.png", lines, xlabel="update")
+
+    # ---------------------------------------------------------------- learning
+
+    def run(self, step, log):
+        """The loop from `step` on; returns the last step. Ctrl-C saves the last whole update and says where."""
+        args, first = self.args, step
+        self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        bar = tqdm(total=args.max_steps, initial=step, unit="update", desc="training", mininterval=1)
+        try:
+            while True:
+                due = step % args.eval_every == 0 or step >= args.max_steps
+                if due and step > self.progress["evaluated"]:
+                    self.evaluate(step, log)
+                if step >= args.max_steps or self.stop_reason():
+                    break
+                with uninterrupted():
+                    info = self.agent.update(self.demo.sample(args.batch_size), **UPDATES[args.algo])
+                    step += 1
+                bar.update()
+                if step % LOG_EVERY == 0:
+                    self.log(step, log, info, bar)
+                if step - first in TIMED_UPDATES:
+                    self.announce_duration(step - first, info)
+        except KeyboardInterrupt:
+            with uninterrupted():
+                path = self.save(step)
+            self.draw(log)
+            print(f"\ninterrupted: update {step:,} is saved in {path}; continue with --resume")
+            raise SystemExit(130) from None
+        finally:
+            bar.close()
+            log.close()
+        return step
+
+    def log(self, step, log, info, bar):
+        figures = {name: value.item() for name, value in info.items()}
+        if not all(math.isfinite(value) for value in figures.values()):
+            raise FloatingPointError(f"update {step}: {figures}; try a lower --lr")
+        log.log(step, figures)
+        bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("clone_error", "gripper_accuracy", "q") if k in figures})
+
+    def announce_duration(self, count, info):
+        """After the timed updates say how long the run may take."""
+        next(iter(info.values())).item()  # waits for the device
+        if count == TIMED_UPDATES[0]:
+            self.timed_from = time.monotonic()
+            return
+        seconds = (time.monotonic() - self.timed_from) / (TIMED_UPDATES[1] - TIMED_UPDATES[0])
+        tqdm.write(
+            f"{1000 * seconds:.0f} ms per update on {self.agent.device}: {self.args.max_steps:,} updates take up to "
+            f"{math.ceil(self.args.max_steps * seconds / 60)} minutes; {self.stop_rule()}"
+        )
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    save_dir = Path(args.save_dir)
+    with user_errors():
+        # settings, seeds
+        check_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+        print_settings(vars(args))
+        seed_all(args.seed)
+        if args.algo == "sac":
+            print("WARNING: plain SAC is expected to fail from demos only: nothing tells it what the actions are worth "
+                  "that the demos do not show. It is here to compare with; use --algo awac")  # fmt: skip
+
+        # data
+        demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
+        print(demos.summary())
+        train, held_out = split_episodes(demos, args.val_fraction, args.seed)
+        print(describe_split(train, held_out))
+        if not args.env:
+            print("no success rate will be known, since no environment is given (--env): watch the policy on the robot")
+        env = build.make_env(args.env, args.setup_mode) if args.env else None
+        if env:
+            build.check_env(env, demos, args.env)
+
+        # networks and optimisers
+        backbone, line = (None, f"backbone: as in {save_dir / LAST}") if args.resume else build.choose_backbone(
+            args.backbone, args.download_backbone, args.train_backbone
+        )  # fmt: skip
+        print(line)
+        agent = build.make_agent(
+            demos, lr=args.lr, discount=args.discount, device=args.device, backbone=backbone,
+            trainable=args.train_backbone,
+        )  # fmt: skip
+        print(build.describe_agent(agent))
+        training = OfflineTraining(args, agent, save_dir, len(demos.transitions), env)
+        training.identify(demos)
+        step = training.resume(demos) if args.resume else 0
+        prepare_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+    save_settings(save_dir, vars(args))
+    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
+    if not args.resume:
+        progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
+        build.add_demos(training.demo, train, agent, args.views, progress=progress)
+        if held_out:
+            build.add_demos(training.held_out, held_out, agent, views=1)
+    print(f"{len(training.demo)} transitions in memory, {training.demo.size_gb():.2f} GB")
+
+    step = training.run(step, log)
+    if step < args.max_steps:
+        print(f"stopped early: {training.stop_reason()}")
+    summary = f"{step:,} updates, {training.progress['minutes']:.1f} minutes"
+    if env:
+        agent.load(save_dir / BEST)
+        print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
+        report_evaluation(agent, env, args.eval_episodes or 100, save_dir, seed=FINAL_SEED)
+    else:
+        print(f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
+              f"train_hybrid.py --eval_ckpt {save_dir / BEST} --env ...")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
