@@ -12,7 +12,6 @@ Without --env nobody knows the success rate: what is reported is the distance to
 import math
 import signal
 import time
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +26,11 @@ from pytorch_serl.training.arguments import (
     add_learning_arguments,
     add_run_arguments,
     add_vision_arguments,
+    check_shared,
+    choose_for_device,
+    eval_episodes,
 )
-from pytorch_serl.training.checkpoint import RunCheckpoint
+from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import FINAL_SEED, evaluate, held_out_errors, report_evaluation
 from pytorch_serl.training.run import (
     LAST,
@@ -43,7 +45,6 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
-from pytorch_serl.utils.device import pick_device
 
 UPDATES = {  # what each algorithm asks of agent.update
     "awac": {"sac_weight": 0.0, "clone_weight": 1.0, "advantage_weighted": True},
@@ -64,7 +65,7 @@ def parse_args(argv=None):
     data = add_data_arguments(parser, save_dir="./offline_ckpt", env=None)
     data.add_argument("--val_fraction", type=float, help="share of the episodes held out (at least one; none of fewer "
                       "than 5); default 0.1, with --env 0")  # fmt: skip
-    learn = add_learning_arguments(parser, max_steps=50_000, unit="update", batch_help="transitions")
+    learn = add_learning_arguments(parser, unit="update", batch_help="transitions")
     learn.add_argument("--algo", choices=UPDATES, default="awac", help="awac: cloning weighted by the advantage, "
                        "critics trained beside it (AWAC, arXiv 2006.09359); bc: cloning alone, critics stay random; "
                        "sac: HIL-SERL's own losses, expected to fail from demos only")  # fmt: skip
@@ -77,23 +78,15 @@ def parse_args(argv=None):
 
 def resolve(args, parser):
     """Fill in the defaults that depend on other settings and refuse what cannot work."""
-    with user_errors():
-        args.device = pick_device(args.device)
-    if args.batch_size is None:
-        args.batch_size = 128 if args.device.type == "cpu" else 256
+    choose_for_device(args, max_steps=(50_000, 10_000), batch_size=(256, 64))
     if args.val_fraction is None:
         args.val_fraction = 0.0 if args.env else 0.1
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
-    at_least_one = ("max_steps", "batch_size", "patience", "views", "eval_every")
-    parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
+    check_shared(args, parser)
     parser.require(args, {
-        "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
-        "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
-        "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
+        "patience": (args.patience >= 1, "1 or more"),
         "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
-        "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
-        "seed": (args.seed >= 0, "0 or more"),
     })  # fmt: skip
     return args
 
@@ -108,44 +101,24 @@ def describe_split(train, held_out):
     )
 
 
-def fingerprint(demos):
-    """A number that changes with the demos, so that a resumed run cannot go on with others."""
-    rows = [np.append(t["actions"], t["rewards"]).astype(np.float32) for t in demos.transitions]
-    return zlib.crc32(np.stack(rows).tobytes())
-
-
 class OfflineTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, save_dir, num_transitions, env):
+    def __init__(self, args, agent, save_dir, demos, env):
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
-        capacity = 2 * num_transitions  # no transition is dropped, even where every frame is stored apart
+        capacity = 2 * len(demos.transitions)  # no transition is dropped, even where every frame is stored apart
         self.demo = ReplayBuffer(capacity, agent.image_keys, seed=args.seed)
         self.held_out = ReplayBuffer(capacity, agent.image_keys)
-        self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out})
+        run = identity("train_offline.py", {name: getattr(args, name) for name in FIXED}, demos)
+        self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out}, run)
         # best: the highest success rate, or the lowest held-out error; passed: evaluations in a row at --stop_at
         self.progress = {"best": -1.0 if env else math.inf, "best_step": 0, "passed": 0, "evaluated": 0, "minutes": 0.0}
 
-    def identify(self, demos):
-        """Note what a resumed run must agree in."""
-        self.progress["settings"] = {name: getattr(self.args, name) for name in FIXED}
-        self.progress["demos"] = fingerprint(demos)
-
-    def resume(self, demos):
+    def resume(self):
         """Go back to last.pt. Raises ValueError where it belongs to other settings or demos."""
-        path = self.save_dir / LAST
         step, self.progress = self.checkpoint.load()
-        then = self.progress.get("settings")
-        if then is None:
-            raise ValueError(f"{path}: not written by train_offline.py")
-        now = {name: getattr(self.args, name) for name in FIXED}
-        changed = [f"--{k} was {then.get(k)}, is {now[k]}" for k in FIXED if then.get(k) != now[k]]
-        if changed:
-            raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
-        if self.progress["demos"] != fingerprint(demos):
-            raise ValueError(f"{path} was trained on other demos; start anew with --overwrite or another --save_dir")
         if self.progress["evaluated"] and not (self.save_dir / BEST).is_file():
-            raise ValueError(f"{self.save_dir / BEST} is missing beside {path}; put it back or start anew")
+            raise ValueError(f"{self.save_dir / BEST} is missing beside {LAST}; put it back or start anew")
         return step
 
     def stop_reason(self):
@@ -178,7 +151,7 @@ class OfflineTraining:
             figures |= held_out_errors(self.agent, self.held_out)
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
-            result = evaluate(self.agent, self.env, self.args.eval_episodes or 20)
+            result = evaluate(self.agent, self.env, eval_episodes(self.args))
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["passed"] = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0
@@ -311,9 +284,8 @@ def main(argv=None):
             trainable=args.train_backbone,
         )  # fmt: skip
         print(build.describe_agent(agent))
-        training = OfflineTraining(args, agent, save_dir, len(demos.transitions), env)
-        training.identify(demos)
-        step = training.resume(demos) if args.resume else 0
+        training = OfflineTraining(args, agent, save_dir, demos, env)
+        step = training.resume() if args.resume else 0
         prepare_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
     save_settings(save_dir, vars(args))
     log = MetricLogger(save_dir, resume_step=step if args.resume else None)
@@ -331,7 +303,7 @@ def main(argv=None):
     if env:
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
-        report_evaluation(agent, env, args.eval_episodes or 100, save_dir, seed=FINAL_SEED)
+        report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
     else:
         print(f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
               f"train_hybrid.py --eval_ckpt {save_dir / BEST} --env ...")  # fmt: skip

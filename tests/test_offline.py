@@ -2,51 +2,34 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import train_offline
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, held_out_errors
 from pytorch_serl.utils.files import load_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import train_offline  # noqa: E402
-
-FIXED, LEARNED = "single-arm-fixed-gripper", "single-arm-learned-gripper"
-RUN_OUTPUTS = {"best.pt", "last.pt", "settings.json", "metrics.jsonl", "learning_curve.png"}
-
-
-def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), length=4, seed=0, size=32):
-    rng = np.random.default_rng(seed)
-    transitions = []
-    for _ in range(episodes):
-        obs = [
-            {key: rng.integers(0, 256, (size, size, 3), np.uint8) for key in keys}
-            | {"state": rng.normal(size=3).astype(np.float32)}
-            for _ in range(length + 1)
-        ]
-        for step in range(length):
-            done = step == length - 1
-            action = rng.uniform(-0.9, 0.9, action_dim).astype(np.float32)
-            if gripper:
-                action[-1] = (-1, 0, 1)[step % 3]
-            transitions.append({
-                "observations": obs[step], "actions": action, "next_observations": obs[step + 1],
-                "rewards": float(done), "dones": done, "masks": 1.0 - done, "grasp_penalty": -0.02 * (step % 2),
-            })  # fmt: skip
-    path.write_bytes(pickle.dumps(transitions))
-    return path
+from tests.runs import (
+    FIXED,
+    LEARNED,
+    ROOT,
+    RUN_OUTPUTS,
+    assert_same_run,
+    command,
+    content,
+    equal,
+    make_demos,
+    metrics,
+    refused,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +52,12 @@ def no_published_backbone(monkeypatch, tmp_path):
 
 
 def words(demos, out, **changes):
-    """The command line of a short run; an option of None is left out, True has no value."""
+    """The command line of a short run; see `command`."""
     options = {
         "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "batch_size": 4, "views": 2,
         "save_dir": out, "device": "cpu", "max_steps": 4,
-    } | changes  # fmt: skip
-    result = []
-    for name, value in options.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        result += [] if value is None else [f"--{name}"] + [str(v) for v in values if v is not True]
-    return result
-
-
-def content(out):
-    return load_checkpoint(Path(out) / "last.pt")
-
-
-def metrics(out, name):
-    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[name] for row in rows if name in row}
-
-
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def assert_same_run(a, b):
-    """Agent, optimisers, random states, sampling and progress, bit for bit; the minutes differ."""
-    a, b = content(a), content(b)
-    for key in ("step", "agent", "rng", "sampling"):
-        assert equal(a[key], b[key]), key
-    assert a["progress"] | {"minutes": 0} == b["progress"] | {"minutes": 0}
+    }  # fmt: skip
+    return command(options | changes)
 
 
 # ---------------------------------------------------------------- the script
@@ -172,7 +126,7 @@ def fake_environment(monkeypatch, rates):
 
 def test_best_is_chosen_by_success_and_the_run_stops_when_it_succeeds(demos, tmp_path, monkeypatch, capsys):
     finals = fake_environment(monkeypatch, [0.5, 0.95, 0.2, 1.0, 0.95, 1.0])
-    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, max_steps=9, overwrite=True))
+    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=9))
     progress = content(tmp_path)["progress"]
     assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (5, 1.0, 4)
     assert "stopped early: two evaluations in a row reached --stop_at" in capsys.readouterr().out
@@ -267,14 +221,6 @@ def test_an_interrupted_evaluation_is_done_again(demos, tmp_path, monkeypatch, c
 # ---------------------------------------------------------------- bad input
 
 
-def refused(capsys, message, command):
-    with pytest.raises(SystemExit) as error:
-        train_offline.main(command)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert error.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    assert message in lines[0], lines[0]
-
-
 BAD = {
     "no file": ({"demo_paths": "none.pkl"}, "none.pkl: file: got no such file"),
     "no camera": ({"image_keys": "side"}, "wanted the image key 'side'"),
@@ -305,7 +251,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_2(name, demos, tmp_path, capsys):
     changes, message = BAD[name]
-    refused(capsys, message, words(demos, tmp_path / "run", **changes))
+    refused(train_offline, capsys, message, words(demos, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -314,19 +260,19 @@ def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):
     train_offline.main(words(demos, out, max_steps=1))
     capsys.readouterr()
     before = {file: file.read_bytes() for file in out.iterdir()}
-    refused(capsys, "holds a run already", words(demos, out))
+    refused(train_offline, capsys, "holds a run already", words(demos, out))
     for changes, message in (
         ({"lr": 1e-3}, "--lr was 0.0003, is 0.001; resume with the same ones"),
         ({"algo": "bc", "views": 1}, "--algo was awac, is bc; --views was 2, is 1"),
         ({"demo_paths": make_demos(tmp_path / "other.pkl", seed=1)}, "was trained on other demos"),
-        ({"train_backbone": True}, "does not fit this agent"),
+        ({"train_backbone": True}, "--train_backbone was False, is True"),
     ):
-        refused(capsys, message, words(demos, out, resume=True, **changes))
+        refused(train_offline, capsys, message, words(demos, out, resume=True, **changes))
     assert before == {file: file.read_bytes() for file in out.iterdir()}
     (out / "best.pt").unlink()
-    refused(capsys, "best.pt is missing", words(demos, out, resume=True))
+    refused(train_offline, capsys, "best.pt is missing", words(demos, out, resume=True))
     torch.save({"weights": 1}, out / "last.pt")
-    refused(capsys, "not a run's checkpoint", words(demos, out, resume=True))
+    refused(train_offline, capsys, "not a run's checkpoint", words(demos, out, resume=True))
     train_offline.main(words(demos, out, max_steps=2, overwrite=True))
     assert content(out)["step"] == 2
 

@@ -104,6 +104,7 @@ def load_hil_serl_agent(agent: SACAgent, params: dict[str, Any], target: dict[st
     for name, module in modules(agent).items():
         module.load_state_dict(_part(state, name))
     agent.target.load_state_dict(_part(target_state, "online"))
+    agent.average_actor.load_state_dict(_part(target_state, "actor"))
     for optimizer in agent.optimizers.values():
         optimizer.state.clear()
 

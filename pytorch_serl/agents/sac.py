@@ -6,7 +6,8 @@ References: HIL-SERL (arXiv 2410.21845), SAC (arXiv 1812.05905), RLPD (arXiv 230
 
 Deviations from the original, all on purpose: an optimiser steps only when its loss was computed; encoder, critic
 and grasp critic share one Adam on their summed gradients; every Q has its own last Dense; the actor reads the whole
-encoding detached; the optional cloning term (`clone_weight`), absent from the original, is 0 by default.
+encoding detached; the optional cloning term (`clone_weight`) is absent from the original and 0 by default; so is
+`averaged`, the policy that the scripts evaluate and keep.
 """
 
 import copy
@@ -101,6 +102,7 @@ class SACAgent:
         self.online = nn.ModuleDict({"encoder": self.encoder, "critic": self.critic, **self._more_critics()})
         self.online.to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
         fused = self.device.type in ("cuda", "cpu")
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=lr, fused=fused)
@@ -156,7 +158,8 @@ class SACAgent:
 
         self._step(losses)
         with torch.no_grad():  # else the target would become part of an ever longer graph
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), self.tau)
+            for average, module in ((self.target, self.online), (self.average_actor, self.actor)):
+                torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), self.tau)
         return info | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
 
     def _step(self, losses: Tensors) -> None:
@@ -366,11 +369,23 @@ class SACAgent:
             return False, obs
         return True, {k: torch.as_tensor(obs[k])[None] for k in (*self.image_keys, "state") if k in obs}
 
+    def averaged(self) -> "SACAgent":
+        """A copy that acts by the averages over the last 1 / tau updates: target networks and averaged actor.
+
+        Single updates move a policy's success rate up and down by more than learning does; the average is calmer
+        (Polyak averaging). The frozen backbone is shared, not copied.
+        """
+        twin = copy.deepcopy(self, {id(self.backbone): self.backbone})
+        twin.online.load_state_dict(self.target.state_dict())
+        twin.actor.load_state_dict(self.average_actor.state_dict())
+        return twin
+
     # ---------------------------------------------------------------- saving
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning changes, the frozen backbone, and the settings that rebuild the agent."""
-        modules = {"online": self.online, "target": self.target, "actor": self.actor, "temperature": self.temperature}
+        names = ("online", "target", "actor", "average_actor", "temperature")
+        modules = {name: getattr(self, name) for name in names}
         if self.backbone is not None:
             modules["backbone"] = self.backbone
         return {

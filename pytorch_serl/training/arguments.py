@@ -3,10 +3,12 @@
 import argparse
 
 from pytorch_serl.data.demos import SETUP_MODES
-from pytorch_serl.training.run import Parser
+from pytorch_serl.training import build
+from pytorch_serl.training.run import Parser, user_errors
+from pytorch_serl.utils.device import pick_device
 
 
-def add_data_arguments(parser: Parser, save_dir: str, env: str | None) -> argparse._ArgumentGroup:
+def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) -> argparse._ArgumentGroup:
     """Demos, environment and run directory; `env` is the environment's default."""
     data = parser.add_argument_group("data and environment")
     data.add_argument("--demo_paths", nargs="+", required=True, help="demo files (pickles)")
@@ -17,11 +19,11 @@ def add_data_arguments(parser: Parser, save_dir: str, env: str | None) -> argpar
     return data
 
 
-def add_learning_arguments(parser: Parser, max_steps: int, unit: str, batch_help: str) -> argparse._ArgumentGroup:
-    """Length of the run in `unit`s, batch, learning rate, discount."""
+def add_learning_arguments(parser: Parser, unit: str, batch_help: str) -> argparse._ArgumentGroup:
+    """Length of the run in `unit`s, batch, learning rate, discount; see `choose_for_device`."""
     learn = parser.add_argument_group("learning")
-    learn.add_argument("--max_steps", type=int, default=max_steps, help=f"{unit}s")
-    learn.add_argument("--batch_size", type=int, help=f"{batch_help}; default 256, on a CPU 128")
+    learn.add_argument("--max_steps", type=int, help=f"{unit}s at most; None: by device")
+    learn.add_argument("--batch_size", type=int, help=f"{batch_help}; None: by device")
     learn.add_argument("--lr", type=float, default=3e-4, help="Adam's learning rate")
     learn.add_argument("--discount", type=float, default=0.95, help="per environment step")
     return learn
@@ -43,11 +45,44 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     """Evaluation, seed, device, resume and overwrite."""
     run = parser.add_argument_group("run")
     run.add_argument("--eval_every", type=int, default=eval_every, help=f"{unit}s between evaluations")
-    run.add_argument("--eval_episodes", type=int, help="default 20 during training, 100 in the final evaluation")
-    run.add_argument("--stop_at", type=float, default=0.95,
+    run.add_argument("--eval_episodes", type=int, help="default 20 during training (50 in the built-in "
+                     "task, where they are cheap), 100 in the final evaluation")  # fmt: skip
+    run.add_argument("--stop_at", type=float, default=0.97,
                      help="stop when two evaluations in a row reach this success rate")  # fmt: skip
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     run.add_argument("--resume", action="store_true", help="continue the run in --save_dir")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
     return run
+
+
+def choose_for_device(args: argparse.Namespace, **choices: tuple[int, int]) -> None:
+    """Resolve --device, and the options of `choices` that were not given: name -> (value, value on a CPU)."""
+    with user_errors():
+        args.device = pick_device(args.device)
+    on_cpu = args.device.type == "cpu"
+    chosen = [name for name in choices if getattr(args, name) is None]
+    for name in chosen:
+        setattr(args, name, choices[name][on_cpu])
+    if on_cpu and chosen:
+        texts = [f"--{name} {choices[name][1]:,} (elsewhere {choices[name][0]:,})" for name in chosen]
+        print(f"on a CPU, so that the run ends in reasonable time: {', '.join(texts)}")
+
+
+def eval_episodes(args: argparse.Namespace, final: bool = False) -> int:
+    """Episodes of an evaluation during training or of the final one."""
+    during = 50 if build.env_id(args.env) == build.BUILT_IN_ENV else 20
+    return args.eval_episodes or (100 if final else during)
+
+
+def check_shared(args: argparse.Namespace, parser: Parser) -> None:
+    """Refuse numbers of the shared options that cannot be meant."""
+    at_least_one = ("max_steps", "batch_size", "views", "eval_every")
+    parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
+    parser.require(args, {
+        "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
+        "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
+        "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
+        "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
+        "seed": (args.seed >= 0, "0 or more"),
+    })  # fmt: skip

@@ -102,6 +102,15 @@ def make_env(name: str, setup_mode: str) -> gym.Env:
         raise ValueError(f"--env {name}: {error}") from error
 
 
+def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
+    """The environment with the scripted human beside it; as it is where the environment has a human of its own."""
+    if human == "env":
+        return env
+    from pytorch_serl.envs.scripted import ScriptedHuman
+
+    return ScriptedHuman(env, seed=seed)
+
+
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
     """Raise ValueError where the environment's spaces do not fit the demos' cameras, state and actions."""
     spaces = getattr(env.observation_space, "spaces", {})

@@ -1,12 +1,30 @@
 """Checkpoints of a run: agent, step, random states in `last.pt`, buffers in append-only parts beside it."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.run import LAST, rng_state, save_checkpoint, set_rng_state
 from pytorch_serl.utils.files import load_checkpoint
+
+CONTENT = {"step", "agent", "rng", "progress", "parts", "sampling", "identity"}
+
+
+def identity(script: str, settings: dict[str, Any], demos: Demos) -> dict[str, Any]:
+    """What a resumed run must share with the run that it continues.
+
+    Args:
+        script: the script's name.
+        settings: options by name, those that change what is learned.
+        demos: a checksum of their actions and rewards goes in.
+    """
+    rows = [np.append(t["actions"], t["rewards"]).astype(np.float32) for t in demos.transitions]
+    return {"script": script, "settings": dict(settings), "demos": zlib.crc32(np.stack(rows).tobytes())}
 
 
 class RunCheckpoint:
@@ -19,10 +37,11 @@ class RunCheckpoint:
         path: the run directory.
         agent: saved with its optimisers.
         buffers: by name.
+        identity: what `identity` returned for this run.
     """
 
-    def __init__(self, path: Path, agent: SACAgent, buffers: dict[str, ReplayBuffer]):
-        self.path, self.agent, self.buffers = path, agent, buffers
+    def __init__(self, path: Path, agent: SACAgent, buffers: dict[str, ReplayBuffer], identity: dict[str, Any]):
+        self.path, self.agent, self.buffers, self.identity = path, agent, buffers, identity
         self.parts: list[dict[str, Any]] = []
         self.counters = {name: (0, 0) for name in buffers}
 
@@ -38,6 +57,7 @@ class RunCheckpoint:
         content = {
             "step": step, "agent": self.agent.state_dict(), "rng": rng_state(), "progress": progress,
             "parts": self.parts, "sampling": {name: buffer.rng_state() for name, buffer in self.buffers.items()},
+            "identity": self.identity,
         }  # fmt: skip
         save_checkpoint(self.path / LAST, content)
         return self.path / LAST
@@ -45,11 +65,13 @@ class RunCheckpoint:
     def load(self) -> tuple[int, dict[str, Any]]:
         """Restore agent, buffers and random states from `last.pt`; returns the step and `progress`.
 
-        Raises ValueError for a checkpoint of another agent or a missing buffer part, before anything is changed.
+        Raises ValueError for a checkpoint of another script, other settings, other demos or another agent, and for a
+        missing buffer part, before anything is changed.
         """
         content = load_checkpoint(self.path / LAST)
-        if not {"step", "agent", "rng", "parts", "sampling"} <= set(content):
+        if not CONTENT <= set(content):
             raise ValueError(f"{self.path / LAST}: not a run's checkpoint (it has {sorted(map(str, content))[:6]})")
+        self._check_identity(content["identity"])
         parts = [(part["buffer"], load_checkpoint(self.path / part["file"])) for part in content["parts"]]
         self.agent.load_state_dict(content["agent"], str(self.path / LAST))
         for name, part in parts:
@@ -60,3 +82,15 @@ class RunCheckpoint:
             self.buffers[name].set_rng_state(state)
         set_rng_state(content["rng"])
         return content["step"], content["progress"]
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        path, own = self.path / LAST, self.identity
+        if saved["script"] != own["script"]:
+            raise ValueError(f"{path} was written by {saved['script']}, this is {own['script']}")
+        names = own["settings"].keys() | saved["settings"].keys()
+        pairs = {name: (saved["settings"].get(name), own["settings"].get(name)) for name in sorted(names)}
+        changed = [f"--{name} was {then}, is {now}" for name, (then, now) in pairs.items() if then != now]
+        if changed:
+            raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
+        if saved["demos"] != own["demos"]:
+            raise ValueError(f"{path} was trained on other demos; start anew with --overwrite or another --save_dir")

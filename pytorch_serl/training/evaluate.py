@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.run import save_json
 from pytorch_serl.utils.files import atomic_write
 
@@ -26,6 +27,7 @@ class Evaluation:
     steps_to_success: list[int]
     returns: list[float]
     gripper_commands: dict[int, int]
+    helped: int = 0
     frames: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -35,9 +37,10 @@ class Evaluation:
     def __str__(self) -> str:
         low, high = wilson_interval(self.successes, self.episodes)
         steps = f", {np.mean(self.steps_to_success):.1f} steps to success" if self.steps_to_success else ""
+        helped = f"; {self.helped} with a human's help, counted as not solved" if self.helped else ""
         return (
             f"{self.successes} of {self.episodes} episodes solved without help "
-            f"({self.success_rate:.0%}, 95 % interval {low:.0%} to {high:.0%}){steps}"
+            f"({self.success_rate:.0%}, 95 % interval {low:.0%} to {high:.0%}){steps}{helped}"
         )
 
 
@@ -58,15 +61,17 @@ def evaluate(
 
     Args:
         agent: anything with `sample_actions(obs, argmax)`, and `image_keys` when episodes are recorded.
-        env: an environment without a human in it; `info["succeed"]` says whether the episode succeeded.
+        env: `info["succeed"]` says at the end whether the episode succeeded, `info["intervene_action"]` that a human
+            acted, in which case the episode does not count as solved.
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
+    Raises ValueError when the environment does not report success.
     """
-    successes, steps_to_success, returns, commands, frames = 0, [], [], {-1: 0, 0: 0, 1: 0}, []
+    successes, helped, steps_to_success, returns, commands, frames = 0, 0, [], [], {-1: 0, 0: 0, 1: 0}, []
     grippers = getattr(agent, "num_grippers", 0)
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
-        total, steps, done = 0.0, 0, False
+        total, steps, done, alone = 0.0, 0, False, True
         while not done:
             if episode < record_episodes:
                 frames.append(camera_strip(obs, agent.image_keys))
@@ -75,13 +80,16 @@ def evaluate(
                 commands[int(command)] += 1
             obs, reward, terminated, truncated, info = env.step(action)
             total, steps, done = total + float(reward), steps + 1, terminated or truncated
+            alone = alone and "intervene_action" not in info
+        solved = succeeded(info) and alone
         if episode < record_episodes:
-            frames += [camera_strip(obs, agent.image_keys, border=bool(info.get("succeed")))] * 4
+            frames += [camera_strip(obs, agent.image_keys, border=solved)] * 4
         returns.append(total)
-        if info.get("succeed"):
+        helped += not alone
+        if solved:
             successes += 1
             steps_to_success.append(steps)
-    return Evaluation(successes, episodes, steps_to_success, returns, commands if grippers else {}, frames)
+    return Evaluation(successes, episodes, steps_to_success, returns, commands if grippers else {}, helped, frames)
 
 
 def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:

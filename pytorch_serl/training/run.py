@@ -58,10 +58,17 @@ class Parser(argparse.ArgumentParser):
 def uninterrupted() -> Iterator[None]:
     """Let the block finish when Ctrl-C or SIGTERM comes inside it, then raise KeyboardInterrupt.
 
-    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one.
+    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one. A second signal is
+    raised at once: the block may hang.
     """
     came = []
-    before = {s: signal.signal(s, lambda *_: came.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(*_):
+        came.append(True)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,0 +1,430 @@
+"""train_hybrid.py: outputs, interventions, rewards, resume, interruption, refusals; short runs on tiny pictures."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import train_hybrid
+from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.envs.record import record
+from pytorch_serl.networks.classifier import RewardClassifier
+from pytorch_serl.training import build
+from pytorch_serl.training.evaluate import evaluate
+from pytorch_serl.training.rewards import ClassifierReward
+from pytorch_serl.utils.files import load_checkpoint
+from tests.runs import (
+    FIXED,
+    LEARNED,
+    ROOT,
+    RUN_OUTPUTS,
+    assert_same_run,
+    command,
+    content,
+    equal,
+    make_demos,
+    metrics,
+    refused,
+)
+
+LENGTH = 6  # steps of TinyEnv's episodes
+HUMAN_STEPS = (2, 3)
+
+
+class TinyEnv(gym.Env):
+    """Noise as pictures; success at the last step of every second episode, a time limit in the others.
+
+    With `human` somebody takes over in HUMAN_STEPS.
+    """
+
+    def __init__(self, human=False, report_success=True, reward=1.0):
+        self.human, self.report_success, self.reward = human, report_success, reward
+        image = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+        state = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.observation_space = gym.spaces.Dict({"image": image, "state": state})
+        self.action_space = gym.spaces.Box(-1, 1, (6,), np.float32)
+        self.executed = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.solvable = 0, seed % 2 == 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        info = {"succeed": False, "grasp_penalty": 0.0}
+        if self.human and self.steps in HUMAN_STEPS:
+            action = info["intervene_action"] = np.full(6, 0.5, np.float32)
+        self.executed.append(action)
+        last = self.steps == LENGTH
+        solved = info["succeed"] = last and self.solvable
+        if not self.report_success:
+            del info["succeed"]
+        return self._observe(), self.reward * solved, solved, last and not solved, info
+
+    def _observe(self):
+        image = self.np_random.integers(0, 256, (32, 32, 3), np.uint8)
+        return {"image": image, "state": self.np_random.normal(size=3).astype(np.float32)}
+
+
+gym.register("Tiny-v0", TinyEnv)
+gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
+gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
+gym.register("TinyGenerous-v0", TinyEnv, kwargs={"reward": 5.0})
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
+
+
+@pytest.fixture(autouse=True)
+def no_published_backbone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def words(demos, out, **changes):
+    """The command line of a short run; see `command`."""
+    options = {
+        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "env": "Tiny-v0", "save_dir": out,
+        "device": "cpu", "batch_size": 4, "views": 2, "pretrain_steps": 2, "training_starts": 4,
+        "max_steps": 2 * LENGTH, "eval_every": LENGTH, "eval_episodes": 1, "buffer_capacity": 100,
+    }  # fmt: skip
+    return command(options | changes)
+
+
+def training(demos, out, **changes):
+    """A HybridTraining that has its demos and has taken no step."""
+    args = train_hybrid.parse_args(words(demos, out, **changes))
+    read = train_hybrid.read_demos(args.demo_paths, args.image_keys, args.setup_mode)
+    agent = build.make_agent(read, lr=1e-3, discount=0.9, device=args.device, backbone=None, trainable=False)
+    run = train_hybrid.HybridTraining(args, agent, read, out, train_hybrid.make_env(args, read))
+    build.add_demos(run.demo, read, agent, args.views)
+    return run
+
+
+def episode(run):
+    run.start_episode()
+    for step in range(LENGTH):
+        done = run.act(step)
+    assert done
+
+
+# ---------------------------------------------------------------- the script
+
+
+def test_script(tmp_path):
+    """The command line of the README with smaller numbers: record, train, evaluate the checkpoint alone."""
+    record(LEARNED, num_demos=2, num_classifier_episodes=0, output_dir=tmp_path / "data")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run(**more):
+        options = {"demo_paths": "./data/demos.pkl", "image_keys": "image", "setup_mode": LEARNED, "eval_episodes": 2}
+        script = [sys.executable, ROOT / "train_hybrid.py", *command(options | more)]
+        return subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    short = {"max_steps": 60, "training_starts": 55, "pretrain_steps": 2, "batch_size": 4, "views": 1}
+    done = run(save_dir="./hybrid_ckpt", **short)
+    assert done.returncode == 0, done.stderr
+    written = {file.name for file in (tmp_path / "hybrid_ckpt").iterdir()}
+    assert written >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}
+    assert {name[:13] for name in written} >= {"buffer_online", "buffer_demo_0"}
+    for text in ("settings:", "2 episodes", "backbone: random, frozen. WARNING", "target entropy -3.5",
+                 "each buffer takes", "step 0: ", "deterministic: ", "sampled: "):  # fmt: skip
+        assert text in done.stdout + done.stderr, text
+    settings = json.loads((tmp_path / "hybrid_ckpt/settings.json").read_text())
+    assert settings["human"] == "scripted" and settings["seed"] == 0
+    assert "Traceback" not in done.stderr
+
+    figures = json.loads((tmp_path / "hybrid_ckpt/evaluation.json").read_text())["deterministic"]
+    alone = run(eval_ckpt="./hybrid_ckpt/best.pt", save_dir="./evaluated")
+    assert alone.returncode == 0, alone.stderr
+    assert f"{figures['successes']} of 2 episodes solved without help" in alone.stdout
+    again = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["deterministic"]
+    assert again == figures and not (tmp_path / "evaluated/last.pt").exists()
+
+
+def test_evaluates_at_the_start_when_due_and_at_the_end(demos, tmp_path):
+    train_hybrid.main(words(demos, tmp_path, max_steps=3 * LENGTH, eval_every=LENGTH + 1, eval_episodes=2))
+    assert set(metrics(tmp_path, "eval_success")) == {0, 2 * LENGTH, 3 * LENGTH}
+    assert content(tmp_path)["step"] == 3 * LENGTH
+
+
+def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path):
+    train_hybrid.main(words(demos, tmp_path, max_steps=10 * LENGTH))  # the first evaluated episode can always be solved
+    saved = content(tmp_path)
+    assert saved["step"] == LENGTH and saved["progress"]["best"] == 1.0 and saved["progress"]["passed"] == 2
+    best, last = load_checkpoint(tmp_path / "best.pt")["modules"], saved["agent"]["modules"]
+    assert equal(best["actor"], last["average_actor"]) and equal(best["online"], last["target"])
+    assert not equal(best["actor"], last["actor"])
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path):
+    run = training(demos, tmp_path, env="TinyHuman-v0")
+    before = len(run.demo)
+    episode(run), episode(run)
+    assert len(run.online) == 2 * LENGTH and len(run.demo) == before + 2 * len(HUMAN_STEPS)
+    online = [b for b in run.online.in_order(1)]
+    executed = np.stack(run.eval_env.unwrapped.executed)
+    assert np.array_equal(np.concatenate([b["actions"] for b in online]), executed)
+    helped = [b for b in run.demo.in_order(1)][before:]
+    assert all((b["actions"] == 0.5).all() for b in helped)
+    for copied, place in zip(helped, (1, 2, LENGTH + 1, LENGTH + 2)):
+        for key in ("observations", "next_observations"):
+            assert torch.equal(copied[key]["image"], online[place][key]["image"])
+    assert run.training_figures() == {"train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH}
+
+
+def test_a_time_limit_bootstraps_and_success_does_not(demos, tmp_path):
+    run = training(demos, tmp_path)
+    episode(run), episode(run)
+    batch = next(run.online.in_order(100))
+    ends = [LENGTH - 1, 2 * LENGTH - 1]  # solved, timed out
+    assert batch["masks"].tolist() == [0.0 if i == ends[0] else 1.0 for i in range(2 * LENGTH)]
+    assert batch["rewards"].tolist() == [float(i == ends[0]) for i in range(2 * LENGTH)]
+
+
+def test_batches_are_half_demos_half_online(demos, tmp_path):
+    run = training(demos, tmp_path)
+    episode(run)
+    batch = run.sample(6)
+    assert batch["is_demo"].tolist() == [0, 0, 0, 1, 1, 1]
+    stored = next(run.online.in_order(100))["actions"], next(run.demo.in_order(100))["actions"]
+    for row, source in zip(batch["actions"], (0, 0, 0, 1, 1, 1)):
+        assert (stored[source] == row).all(-1).any()
+
+
+def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demos, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(SACAgent, "update", lambda agent, batch, critic_only=False, **k: calls.append((critic_only, k)))
+    run = training(demos, tmp_path, cta_ratio=3, cycles_per_step=2, clone_weight=8, clone_steps=100)
+    episode(run)
+    run.learn(25)
+    assert calls == [(True, {}), (True, {}), (False, {"clone_weight": 6.0})] * 2
+    run.learn(1000)
+    assert calls[-1] == (False, {"clone_weight": 0.0})
+
+
+# ---------------------------------------------------------------- success
+
+
+class Verdicts:
+    """A classifier that says what it is told."""
+
+    image_keys = ["image"]
+
+    def __init__(self, *verdicts):
+        self.verdicts = list(verdicts)
+
+    def predict_success(self, obs):
+        success = self.verdicts.pop(0)
+        return 0.9 if success else 0.1, success
+
+
+def test_classifier_gives_the_reward_and_ends_the_episode():
+    env = ClassifierReward(TinyEnv(), Verdicts(False, True))
+    env.reset(seed=0)
+    assert env.step(np.zeros(6))[1:4] == (0.0, False, False)
+    _, reward, terminated, truncated, info = env.step(np.zeros(6))
+    assert (reward, terminated, truncated, info["success_probability"]) == (1.0, True, False, 0.9)
+    assert info["succeed"] is False  # the environment has its own verdict
+
+
+@pytest.mark.parametrize(("seed", "ends"), [(0, (True, False)), (1, (False, True))])
+def test_a_silent_classifier_leaves_the_environment_its_endings(seed, ends):
+    env = ClassifierReward(TinyEnv(report_success=False), Verdicts(*[False] * LENGTH))
+    env.reset(seed=seed)
+    *_, last = (env.step(np.zeros(6)) for _ in range(LENGTH))
+    assert (last[1], *last[2:4]) == (0.0, *ends) and last[4]["succeed"] is False
+
+
+def test_evaluation_by_classifier_where_the_environment_has_no_verdict():
+    class Still:
+        num_grippers, image_keys = 0, ["image"]
+
+        def sample_actions(self, obs, argmax):
+            return np.zeros(6, np.float32)
+
+    env = ClassifierReward(TinyEnv(report_success=False), Verdicts(False, True, *[False] * LENGTH))
+    result = evaluate(Still(), env, 2, seed=1)
+    assert (result.successes, result.steps_to_success, result.helped) == (1, [2], 0)
+    helped = evaluate(Still(), TinyEnv(human=True), 2)
+    assert (helped.successes, helped.helped) == (0, 2) and "2 with a human's help" in str(helped)
+    with pytest.raises(ValueError, match="wanted 'succeed'"):
+        evaluate(Still(), TinyEnv(report_success=False), 1)
+
+
+def test_training_with_a_classifier(demos, tmp_path):
+    classifier = RewardClassifier(["image"], device="cpu")
+    classifier.threshold = 1.0  # never
+    classifier.save(tmp_path / "classifier.pt")
+    reward = {"reward": "classifier", "classifier_ckpt": tmp_path / "classifier.pt"}
+    train_hybrid.main(words(demos, tmp_path / "never", env="TinySilent-v0", **reward))
+    assert content(tmp_path / "never")["progress"]["recent"] == [[0.0, 0, LENGTH]] * 2
+    classifier.threshold = 0.0  # at once
+    classifier.save(tmp_path / "classifier.pt")
+    train_hybrid.main(words(demos, tmp_path / "always", env="TinySilent-v0", stop_at=0, max_steps=3, **reward))
+    evaluation = json.loads((tmp_path / "always/evaluation.json").read_text())["deterministic"]
+    assert evaluation["successes"] == 1 and evaluation["mean_steps_to_success"] == 1
+
+
+def test_rewards_that_the_demos_do_not_know_end_the_run(demos, tmp_path):
+    with pytest.raises(ValueError, match=r"gave the reward 5.0 \(terminated True\)"):
+        train_hybrid.main(words(demos, tmp_path, env="TinyGenerous-v0"))
+
+
+# ---------------------------------------------------------------- resume and interruption
+
+
+@pytest.mark.parametrize("human", ["Tiny-v0", "TinyHuman-v0"])
+def test_resume_continues_bit_for_bit(human, demos, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    changes = {"env": human, "eval_every": 2 * LENGTH, "stop_at": 1.0, "eval_episodes": 2}
+    train_hybrid.main(words(demos, once, max_steps=4 * LENGTH, **changes))
+    train_hybrid.main(words(demos, twice, max_steps=2 * LENGTH, **changes))
+    np.random.seed(99), torch.manual_seed(99)
+    train_hybrid.main(words(demos, twice, max_steps=4 * LENGTH, resume=True, **changes))
+    assert_same_run(once, twice)
+    assert metrics(once, "eval_success") == metrics(twice, "eval_success")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypatch, capsys):
+    act = train_hybrid.HybridTraining.act
+
+    def interrupted(run, step):
+        if step == LENGTH + 2:
+            os.kill(os.getpid(), number)
+        return act(run, step)
+
+    monkeypatch.setattr(train_hybrid.HybridTraining, "act", interrupted)
+    with pytest.raises(SystemExit) as error:
+        train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0))
+    assert error.value.code == 130
+    assert f"environment step {LENGTH + 3} is saved in {tmp_path / 'last.pt'}" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0, resume=True, max_steps=3 * LENGTH))
+    saved = content(tmp_path)
+    assert saved["step"] == 3 * LENGTH + 3 and saved["progress"]["episode"] == 4
+    assert saved["sampling"].keys() == {"online", "demo"}
+
+
+def test_interrupted_pretraining_goes_on(demos, tmp_path, monkeypatch, capsys):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    train_hybrid.main(words(demos, once, pretrain_steps=4))
+    step, count = SACAgent._step, 0
+
+    def interrupted(agent, losses):
+        nonlocal count
+        count += 1
+        if count == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(agent, losses)
+
+    monkeypatch.setattr(SACAgent, "_step", interrupted)
+    with pytest.raises(SystemExit):
+        train_hybrid.main(words(demos, twice, pretrain_steps=4))
+    assert content(twice)["progress"]["pretrained"] == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train_hybrid.main(words(demos, twice, pretrain_steps=4, resume=True))
+    assert_same_run(once, twice)
+
+
+def test_starts_from_an_offline_agent(demos, tmp_path, monkeypatch):
+    import train_offline
+
+    offline = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "views": 1, "batch_size": 4}
+    train_offline.main(command(offline | {"max_steps": 1, "save_dir": tmp_path / "offline"}))
+    best = tmp_path / "offline/best.pt"
+    monkeypatch.setattr(train_hybrid.HybridTraining, "learn", lambda self, step: {})
+    train_hybrid.main(words(demos, tmp_path / "hybrid", init_ckpt=best, max_steps=1))
+    modules = content(tmp_path / "hybrid")["agent"]["modules"]
+    assert equal(modules, load_checkpoint(best)["modules"])  # no pretraining on top
+
+
+# ---------------------------------------------------------------- bad input
+
+
+BAD = {
+    "no file": ({"demo_paths": "none.pkl"}, "none.pkl: file: got no such file"),
+    "no camera": ({"image_keys": "side"}, "wanted the image key 'side'"),
+    "other mode": ({"setup_mode": LEARNED}, f"--setup_mode {FIXED}"),
+    "odd batch": ({"batch_size": 5}, "--batch_size is 5; wanted an even number"),
+    "no batch": ({"batch_size": 0}, "--batch_size is 0; wanted 1 or more"),
+    "cta": ({"cta_ratio": 0}, "--cta_ratio is 0; wanted 1 or more"),
+    "cycles": ({"cycles_per_step": 0}, "--cycles_per_step is 0"),
+    "capacity": ({"buffer_capacity": 0}, "--buffer_capacity is 0"),
+    "clone steps": ({"clone_steps": 0}, "--clone_steps is 0"),
+    "clone weight": ({"clone_weight": -1}, "--clone_weight is -1.0; wanted 0 or more"),
+    "pretrain": ({"pretrain_steps": -1}, "--pretrain_steps is -1"),
+    "stop_at": ({"stop_at": 95}, "--stop_at is 95.0; wanted a success rate from 0 to 1"),
+    "eval_every": ({"eval_every": 0}, "--eval_every is 0"),
+    "human": ({"human": "scripted"}, "--human scripted knows the built-in task only"),
+    "no classifier": ({"reward": "classifier"}, "--reward classifier and --classifier_ckpt go together"),
+    "reward": ({"classifier_ckpt": "best.pt"}, "--reward classifier and --classifier_ckpt go together"),
+    "lost classifier": ({"reward": "classifier", "classifier_ckpt": "none.pt"}, "none.pt"),
+    "lost agent": ({"init_ckpt": "none.pt"}, "none.pt"),
+    "lost policy": ({"eval_ckpt": "none.pt"}, "none.pt"),
+    "two things": ({"eval_ckpt": "none.pt", "resume": True}, "--eval_ckpt evaluates and --resume trains"),
+    "env": ({"env": "NoSuchTask-v0"}, "--env NoSuchTask-v0"),
+    "package": ({"env": "no_such_package:Task-v0"}, "--env no_such_package:Task-v0"),
+    "other env": ({"env": "built-in"}, "--env built-in does not fit the demos: observation 'image' is (128, 128, 3)"),
+    "resume": ({"resume": True}, "no checkpoint to resume from"),
+    "device": ({"device": "abacus"}, "device 'abacus' is not usable"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_2(name, demos, tmp_path, capsys):
+    changes, message = BAD[name]
+    refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_files_as_checkpoints(demos, tmp_path, capsys):
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:100])
+    (tmp_path / "code.pt").write_bytes(pickle.dumps(print))
+    SACAgent(["image"], 6, device="cpu").save(tmp_path / "agent.pt")  # without the demos' state
+    RewardClassifier(["side"], device="cpu").save(tmp_path / "classifier.pt")
+    for option, file, message in (
+        ("init_ckpt", "other.pt", "not an agent checkpoint"),
+        ("init_ckpt", "half.pt", "half.pt"),
+        ("init_ckpt", "code.pt", "code.pt"),
+        ("init_ckpt", "agent.pt", "state_dim is 0, here 3"),
+        ("eval_ckpt", "classifier.pt", "not an agent checkpoint"),
+        ("classifier_ckpt", "agent.pt", "not a reward classifier"),
+        ("classifier_ckpt", "classifier.pt", "looks at ['side'], the environment has ['image', 'state']"),
+    ):
+        more = {"reward": "classifier"} if option == "classifier_ckpt" else {}
+        refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **{option: tmp_path / file}, **more))
+
+
+def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):
+    out = tmp_path / "run"
+    train_hybrid.main(words(demos, out, max_steps=1, pretrain_steps=1, eval_every=50))
+    capsys.readouterr()
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    refused(train_hybrid, capsys, "holds a run already", words(demos, out))
+    for changes, message in (
+        ({"lr": 1e-3, "pretrain_steps": 1}, "--lr was 0.0003, is 0.001; resume with the same ones"),
+        ({"env": "TinyHuman-v0"}, "--env was Tiny-v0, is TinyHuman-v0; --pretrain_steps was 1, is 2"),
+        ({"pretrain_steps": 1, "demo_paths": make_demos(tmp_path / "o.pkl", seed=1)}, "was trained on other demos"),
+    ):
+        refused(train_hybrid, capsys, message, words(demos, out, resume=True, **changes))
+    assert before == {file: file.read_bytes() for file in out.iterdir()}
