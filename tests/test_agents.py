@@ -293,7 +293,7 @@ def test_routing_of_the_critic_losses():
     before = tensors(agent)
     agent.update(make_batch(agent, seed=1), critic_only=True)
     moved = changed(before, tensors(agent))
-    assert {name.split(".")[0] for name in moved} == {"online", "target", "adam"}
+    assert {name.split(".")[0] for name in moved} == {"online", "target", "average_actor", "adam"}
     assert not any(name.startswith(("adam.actor", "adam.temperature")) for name in moved)  # momentum does not move them
     for part in ("online.encoder.heads", "online.encoder.state", "online.critic", "online.grasp_critic"):
         names = {k for k in before if k.startswith(part)}
