@@ -78,7 +78,7 @@ def parse_args(argv=None):
 
 def resolve(args, parser):
     """Fill in the defaults that depend on other settings and refuse what cannot work."""
-    choose_for_device(args, max_steps=(50_000, 10_000), batch_size=(256, 64))
+    choose_for_device(args, max_steps=(50_000, 5_000), batch_size=(256, 64))
     if args.val_fraction is None:
         args.val_fraction = 0.0 if args.env else 0.1
     if args.eval_episodes is not None and not args.env:
