@@ -373,7 +373,9 @@ def main(argv=None):
     if not args.resume:
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
         build.add_demos(training.demo, demos, agent, args.views, progress=progress)
-    print(f"each buffer takes {training.demo.full_size_gb():.1f} GB when full ({args.buffer_capacity:,} transitions)")
+    full_gb, views = training.demo.full_size_gb(), 1 if agent.backbone is None else args.views
+    print(f"buffers of {args.buffer_capacity:,} transitions take memory as they fill; when full: demos and corrections "
+          f"{full_gb:.1f} GB, online {full_gb / views:.1f} GB")  # fmt: skip
 
     step = training.run(step, log)
     print(f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "

@@ -140,7 +140,7 @@ def test_script(tmp_path):
     assert written >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}
     assert {name[:13] for name in written} >= {"buffer_online", "buffer_demo_0"}
     for text in ("settings:", "2 episodes", "backbone: random, frozen. WARNING", "target entropy -3.5",
-                 "each buffer takes", "step 0: ", "deterministic: ", "sampled: "):  # fmt: skip
+                 "take memory as they fill", "step 0: ", "deterministic: ", "sampled: "):  # fmt: skip
         assert text in done.stdout + done.stderr, text
     settings = json.loads((tmp_path / "hybrid_ckpt/settings.json").read_text())
     assert settings["human"] == "scripted" and settings["seed"] == 0
