@@ -11,7 +11,6 @@ encoding detached; the optional cloning term (`clone_weight`) is absent from the
 """
 
 import copy
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pytorch_serl.agents.base import PixelAgent, Tensors
 from pytorch_serl.networks.actor_critic import (
     Actor,
     Critic,
@@ -26,18 +26,15 @@ from pytorch_serl.networks.actor_critic import (
     Temperature,
     sample_tanh_normal,
 )
-from pytorch_serl.networks.augment import crop_offsets, random_crop
-from pytorch_serl.networks.resnet import FEATURE_SHAPE, ObservationEncoder, ResNet10
+from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10
 from pytorch_serl.utils.device import DEVICE
-from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
-Tensors = dict[str, torch.Tensor]
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
-ADVANTAGE_SCALE, MAX_ADVANTAGE_WEIGHT = 1.0, 5.0  # cloning weight exp(normalised advantage), capped
+MAX_ADVANTAGE_WEIGHT = 5.0
 
 
-class SACAgent:
+class SACAgent(PixelAgent):
     """Soft actor-critic for continuous actions.
 
     Args:
@@ -232,11 +229,12 @@ class SACAgent:
 
     @torch.no_grad()
     def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
+        """exp(advantage / spread of Q over the batch), capped, mean 1: about 1 where all demos are equally good."""
         mean, std = self.actor(encoding)
         policy_action, _ = sample_tanh_normal(mean, std, torch.randn_like(mean))
-        advantage = (self.critic(encoding, batch["arm_actions"]) - self.critic(encoding, policy_action)).amin(0)  # (B,)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-3)
-        weight = (advantage / ADVANTAGE_SCALE).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
+        q = self.critic(encoding, batch["arm_actions"])  # (E, B)
+        advantage = (q - self.critic(encoding, policy_action)).amin(0)  # (E, B) -> (B,)
+        weight = (advantage / (q.mean(0).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
         return weight / weight.mean()
 
     # ---------------------------------------------------------------- from batch to encodings
@@ -268,45 +266,6 @@ class SACAgent:
         out["arm_actions"], out["gripper_index"] = self._split_actions(out["actions"])
         return out
 
-    def _tensors(self, obs: dict[str, Any]) -> Tensors:
-        """Check keys, dtypes and shapes of a batch of observations and move it to the device."""
-        missing = [k for k in self.image_keys + ["state"] * bool(self.state_dim) if k not in obs]
-        if missing:
-            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
-        out = {}
-        for key in self.image_keys:
-            image = torch.as_tensor(obs[key])
-            is_image = image.dtype == torch.uint8 and image.ndim == 4 and image.shape[-1] == 3
-            is_feature = image.dtype.is_floating_point and tuple(image.shape[1:]) == FEATURE_SHAPE and self.backbone
-            if not is_image and not is_feature:
-                raise ValueError(
-                    f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
-                )
-            out[key] = image.to(self.device, non_blocking=True)
-            out[key] = out[key] if is_image else out[key].float()
-        if self.state_dim:
-            state = torch.as_tensor(obs["state"], dtype=torch.float32).to(self.device)
-            if state.ndim != 2 or state.shape[-1] != self.state_dim:
-                raise ValueError(f"state is {tuple(state.shape)}; wanted (B, {self.state_dim})")
-            out["state"] = state
-        elif "state" in obs and not getattr(self, "_state_warned", False):
-            self._state_warned = True
-            warnings.warn(
-                "the observation has a 'state' but the agent was built without state_dim and ignores it", stacklevel=4
-            )
-        return out
-
-    def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
-        """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""
-        images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
-        if images and augment:
-            offsets = crop_offsets(len(obs[images[0]]), self.device)
-            obs = obs | {k: random_crop(obs[k], offsets) for k in images}
-        if images and self.backbone is not None:
-            with torch.no_grad():
-                obs = obs | {k: self.backbone(obs[k]) for k in images}  # (B, 512, 16)
-        return obs
-
     def _split_actions(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Full actions to the arms' continuous part (B, A) and the joint gripper index (B,) or None."""
         if actions.shape[-1] != self.action_dim:
@@ -336,39 +295,6 @@ class SACAgent:
     def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
         return arm_actions
 
-    @torch.no_grad()
-    def encode_frames(self, obs: dict[str, Any], views: int = 1) -> dict[str, np.ndarray]:
-        """Replace the images of one observation by the frozen backbone's output, to be stored instead of them.
-
-        View 0 is the image as it is, the others are random crops of it (the same crop for every camera).
-        Returns: images as float16 (views, 512, 16), other entries unchanged. Raises ValueError without frozen backbone.
-        """
-        if self.backbone is None:
-            raise ValueError("features of a trainable backbone change with every update and cannot be stored")
-        single, batched = self._batched(obs)
-        if not single:
-            raise ValueError("encode_frames takes one observation at a time")
-        images = {k: torch.as_tensor(batched[k]).to(self.device).expand(views, -1, -1, -1) for k in self.image_keys}
-        offsets = crop_offsets(views, self.device)
-        offsets[0] = 4
-        crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
-        if len({c.shape for c in crops}) == 1:  # all cameras in one pass
-            maps = self.backbone(torch.cat(crops)).half().cpu().numpy().reshape(-1, views, *FEATURE_SHAPE)
-        else:
-            maps = [self.backbone(c).half().cpu().numpy() for c in crops]
-        return dict(obs) | dict(zip(self.image_keys, maps))
-
-    def _batched(self, obs: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-        """Add a batch axis to a single observation; says whether it was single."""
-        key = self.image_keys[0] if self.image_keys else "state"
-        if key not in obs:
-            raise ValueError(f"observation lacks {key!r}; it has {sorted(obs)}")
-        image = torch.as_tensor(obs[key])
-        single_ndim = 1 if key == "state" else 3 if image.dtype == torch.uint8 else len(FEATURE_SHAPE)
-        if image.ndim != single_ndim:
-            return False, obs
-        return True, {k: torch.as_tensor(obs[k])[None] for k in (*self.image_keys, "state") if k in obs}
-
     def averaged(self) -> "SACAgent":
         """A copy that acts by the averages over the last 1 / tau updates: target networks and averaged actor.
 
@@ -379,56 +305,6 @@ class SACAgent:
         twin.online.load_state_dict(self.target.state_dict())
         twin.actor.load_state_dict(self.average_actor.state_dict())
         return twin
-
-    # ---------------------------------------------------------------- saving
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning changes, the frozen backbone, and the settings that rebuild the agent."""
-        names = ("online", "target", "actor", "average_actor", "temperature")
-        modules = {name: getattr(self, name) for name in names}
-        if self.backbone is not None:
-            modules["backbone"] = self.backbone
-        return {
-            "kind": type(self).__name__,
-            "config": self.config,
-            "modules": {k: m.state_dict() for k, m in modules.items()},
-            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any], source: str = "checkpoint") -> None:
-        """Take over a `state_dict()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
-        if not {"kind", "config", "modules", "optimizers"} <= set(state):
-            raise ValueError(
-                f"{source}: not an agent checkpoint of this project (it has {sorted(map(str, state))[:6]})"
-            )
-        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone")
-        wrong = [f"{k} is {state['config'].get(k)}, here {self.config[k]}" for k in shaping
-                 if state["config"].get(k) != self.config[k]]  # fmt: skip
-        if state["kind"] != type(self).__name__:
-            wrong.insert(0, f"it holds a {state['kind']}, this run needs a {type(self).__name__}")
-        own = self.state_dict()["modules"]
-        for name, module in own.items():
-            theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
-            ours = {k: tuple(v.shape) for k, v in module.items()}
-            wrong += [f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
-                      for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]  # fmt: skip
-        if wrong:
-            raise ValueError(f"{source} does not fit this agent: " + "; ".join(wrong[:8]))
-        self.backbone = copy.deepcopy(self.backbone)  # a classifier may share the one that was passed in
-        for name in own:
-            getattr(self, name).load_state_dict(state["modules"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-
-    def save(self, path: str) -> None:
-        """Write `state_dict()` to `path`, atomically."""
-        with atomic_write(path) as file:
-            torch.save(self.state_dict(), file)
-
-    def load(self, path: str) -> None:
-        """Take over what `save` wrote. Raises ValueError for a file of another agent, naming what differs."""
-        content = load_checkpoint(path, self.device)
-        self.load_state_dict(content.get("agent", content), str(path))
 
 
 class SACHybridAgent(SACAgent):
