@@ -215,7 +215,7 @@ class SACAgent(PixelAgent):
         """w KL(pi(.|s) || N(atanh a, CLONE_STD)) before the tanh, over the demo transitions, in units of (atanh a)^2.
 
         Reverse KL, because the likelihood's optimal standard deviation is large while the mean is still wrong, and
-        beyond 5 the policy's clip leaves it no gradient to come back. w = 1, or exp(advantage) of mean 1 (AWAC eq. 13).
+        beyond 5 the policy's clip leaves it no gradient to come back. w = 1, or `_advantage_weight` (AWAC eq. 13).
         """
         mean, std = self.actor(encoding)  # (B, A)
         target = torch.atanh(batch["arm_actions"].clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION))
