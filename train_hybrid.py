@@ -9,6 +9,7 @@ metrics.jsonl and TensorBoard events, learning_curve.png, evaluation.gif, evalua
 Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is the original's start from nothing).
 """
 
+import argparse
 import math
 import signal
 import time
@@ -57,7 +58,7 @@ RECENT = 20  # training episodes in the success rates on the progress bar
 # a resumed run must agree in these to continue bit for bit
 FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "batch_size", "lr", "discount", "cta_ratio",
          "cycles_per_step", "pretrain_steps", "clone_steps", "clone_weight", "training_starts", "random_steps",
-         "buffer_capacity", "views", "train_backbone", "seed")  # fmt: skip
+         "imitate_successes", "buffer_capacity", "views", "train_backbone", "seed")  # fmt: skip
 
 
 def parse_args(argv=None):
@@ -80,6 +81,9 @@ def parse_args(argv=None):
                        "to Q-values of at most 1")  # fmt: skip
     learn.add_argument("--clone_steps", type=int, default=20_000, help="environment steps over which the cloning term "
                        "fades to nothing (it is there only after --init_ckpt or pretraining)")  # fmt: skip
+    learn.add_argument("--imitate_successes", action=argparse.BooleanOptionalAction, help="keep episodes that the "
+                       "policy solved alone beside the demos (self-imitation, arXiv 1806.05635); default: only without "
+                       "the scripted human")  # fmt: skip
     learn.add_argument("--training_starts", type=int, help="online steps before the first update; default 1000, "
                        "100 after --init_ckpt or pretraining")  # fmt: skip
     learn.add_argument("--random_steps", type=int, help="steps with random actions; default 1000, 0 after --init_ckpt "
@@ -105,6 +109,8 @@ def resolve(args, parser):
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.human is None:
         args.human = "scripted" if built_in else "env"
+    if args.imitate_successes is None:
+        args.imitate_successes = args.human == "env"
     if args.training_starts is None:
         args.training_starts = 100 if warm else 1000
     if args.random_steps is None:
@@ -181,7 +187,7 @@ class HybridTraining:
     def start_episode(self):
         obs, _ = self.env.reset(seed=self.args.seed * 100_000 + self.progress["episode"])
         self.progress["episode"] += 1
-        self.helped = self.length = 0
+        self.helped, self.transitions = 0, []
         self.stored = build.to_storage(self.agent, obs, views=1)
 
     def act(self, step):
@@ -202,15 +208,21 @@ class HybridTraining:
         if "intervene_action" in info:
             self.add_to_demos(transition)
             self.helped += 1
-        self.length += 1
+        self.transitions.append(transition)
         self.stored = next_stored
         if terminated or truncated:
-            episode = [float(succeeded(info)), self.helped, self.length]
-            self.progress["recent"] = [*self.progress["recent"], episode][-RECENT:]
+            self.end_episode(succeeded(info))
         return terminated or truncated
 
+    def end_episode(self, solved):
+        if solved and not self.helped and self.args.imitate_successes:
+            for transition in self.transitions:
+                self.add_to_demos(transition)
+        episode = [float(solved), self.helped, len(self.transitions)]
+        self.progress["recent"] = [*self.progress["recent"], episode][-RECENT:]
+
     def add_to_demos(self, transition):
-        """Store a human's transition beside the demos, whose frames have --views views."""
+        """Store a transition to be imitated beside the demos, whose frames have --views views."""
         names = ("observations", "next_observations")
         views = {k: build.repeat_views(self.agent, transition[k], self.args.views) for k in names}
         self.demo.add(transition | views)

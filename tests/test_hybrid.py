@@ -188,6 +188,20 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
     assert run.training_figures() == {"train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH}
 
 
+@pytest.mark.parametrize("imitate", [True, False, None])
+def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
+    words = {} if imitate is None else {"imitate_successes" if imitate else "no-imitate_successes": True}
+    run = training(demos, tmp_path, **words)  # the default without the scripted human is True
+    before = len(run.demo)
+    episode(run), episode(run)  # the second one times out
+    assert len(run.demo) == before + (0 if imitate is False else LENGTH)
+    joined = [b["actions"] for b in run.demo.in_order(1)][before:]
+    assert all(torch.equal(a, b["actions"]) for a, b in zip(joined, run.online.in_order(1)))
+    helped = training(demos, tmp_path, env="TinyHuman-v0", **words)
+    episode(helped)
+    assert len(helped.demo) == before + len(HUMAN_STEPS)
+
+
 def test_a_time_limit_bootstraps_and_success_does_not(demos, tmp_path):
     run = training(demos, tmp_path)
     episode(run), episode(run)
