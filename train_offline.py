@@ -144,14 +144,14 @@ class OfflineTraining:
     # ---------------------------------------------------------------- watching
 
     def evaluate(self, step, log):
-        """Success rate or held-out error, best.pt, curves, checkpoint."""
+        """Success rate or held-out error of the averaged policy, best.pt, curves, checkpoint."""
         figures, now = {"minutes": self.minutes()}, {"evaluated": step}
-        texts = []
+        texts, policy = [], self.agent.averaged()
         if len(self.held_out):
-            figures |= held_out_errors(self.agent, self.held_out)
+            figures |= held_out_errors(policy, self.held_out)
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
-            result = evaluate(self.agent, self.env, eval_episodes(self.args))
+            result = evaluate(policy, self.env, eval_episodes(self.args))
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["passed"] = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0
@@ -167,7 +167,7 @@ class OfflineTraining:
             self.progress |= now
             log.log(step, figures)
             if better and self.env:
-                self.agent.save(self.save_dir / BEST)
+                policy.save(self.save_dir / BEST)
             self.save(step)
         self.draw(log)
 
@@ -179,7 +179,7 @@ class OfflineTraining:
         """
         self.progress["minutes"] = self.minutes()
         if not self.env:
-            self.agent.save(self.save_dir / BEST)
+            self.agent.averaged().save(self.save_dir / BEST)
         return self.checkpoint.save(step, self.progress)
 
     def minutes(self):

@@ -91,7 +91,10 @@ def test_script(algo, demos, gripper_demos, tmp_path):
     )  # another random backbone, which best.pt brings along
     agent.load(tmp_path / "run/best.pt")  # as train_hybrid.py --init_ckpt does
     last = content(tmp_path / "run")
-    assert equal(agent.state_dict()["modules"], last["agent"]["modules"]) and last["step"] == (51 if not algo else 3)
+    assert equal(agent.online.state_dict(), last["agent"]["modules"]["target"]) and last["step"] == (
+        51 if not algo else 3
+    )
+    assert equal(agent.actor.state_dict(), last["agent"]["modules"]["average_actor"])
 
 
 def test_with_an_environment(tmp_path):
@@ -133,14 +136,15 @@ def test_best_is_chosen_by_success_and_the_run_stops_when_it_succeeds(demos, tmp
     ((episodes, seed, modules),) = finals
     assert episodes == 100 and seed > 10**9  # unseen
     assert equal(modules, load_checkpoint(tmp_path / "best.pt")["modules"])
-    assert not equal(modules, content(tmp_path)["agent"]["modules"])  # update 4, not 5
+    assert not equal(modules["online"], content(tmp_path)["agent"]["modules"]["target"])  # update 4, not 5
 
 
 def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):
     train_offline.main(words(demos, tmp_path, lr=1e-9, eval_every=2, patience=3, max_steps=50, algo="bc"))
     assert content(tmp_path)["step"] == 8 and content(tmp_path)["progress"]["best_step"] == 2
     assert "stopped early: no better held-out error since update 2 (--patience)" in capsys.readouterr().out
-    assert equal(load_checkpoint(tmp_path / "best.pt"), content(tmp_path)["agent"])  # the last, not the "best"
+    best, last = (c["modules"] for c in (load_checkpoint(tmp_path / "best.pt"), content(tmp_path)["agent"]))
+    assert equal(best["online"], last["target"])  # the last, not the "best"
 
 
 def test_plain_sac_is_not_stopped_by_a_distance_that_it_does_not_minimise(demos, tmp_path):

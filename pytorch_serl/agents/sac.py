@@ -132,7 +132,7 @@ class SACAgent(PixelAgent):
             train_critic: False leaves the critics' losses out (pure cloning).
             sac_weight: weight of SAC's actor loss.
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
-            advantage_weighted: weigh cloned actions by exp(advantage) (AWAC, arXiv 2006.09359).
+            advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359).
             augment: random crops on uint8 images (stored features carry theirs already).
             noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
         Returns: detached scalars on the device, by metric name.
