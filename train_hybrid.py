@@ -34,9 +34,10 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
-from pytorch_serl.training.evaluate import FINAL_SEED, evaluate, report_evaluation
+from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
 from pytorch_serl.training.rewards import ClassifierReward, succeeded
 from pytorch_serl.training.run import (
+    BEST,
     LAST,
     MetricLogger,
     Parser,
@@ -51,8 +52,6 @@ from pytorch_serl.training.run import (
 )
 
 SAVE_DIR = "./hybrid_ckpt"
-OWN_FILES = ("evaluation.gif", "evaluation.json")
-BEST = "best.pt"
 LOG_EVERY = 5  # episodes
 RECENT = 20  # training episodes in the success rates on the progress bar
 # a resumed run must agree in these to continue bit for bit
@@ -142,11 +141,6 @@ class HybridTraining:
         # episodes' (solved, helped steps, steps)
         self.progress = {"pretrained": 0, "episode": 0, "evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0,
                          "minutes": 0.0, "recent": []}  # fmt: skip
-
-    def resume(self):
-        """Go back to last.pt. Raises ValueError where it belongs to other settings or demos."""
-        step, self.progress = self.checkpoint.load()
-        return step
 
     # ---------------------------------------------------------------- learning
 
@@ -290,8 +284,9 @@ class HybridTraining:
             "Q": ("q", "q_max", "grasp_q"),
             "entropy": ("entropy",),
         }
-        lines = {ylabel: {n: log.series(n) for n in names if log.series(n)[0]} for ylabel, names in panels.items()}
-        lines["entropy"]["target"] = ([0, log.rows[-1]["step"]], [self.agent.target_entropy] * 2)
+        lines = log.curves(panels)
+        target = ([0, log.rows[-1]["step"]], [self.agent.target_entropy] * 2)
+        lines["entropy"] = lines.get("entropy", {}) | {"target": target}
         learning_curve(self.save_dir / "learning_curve.png", lines, xlabel="environment step")
 
     # ---------------------------------------------------------------- the loop
@@ -349,7 +344,7 @@ def main(argv=None):
     with user_errors():
         # settings, seeds
         if not args.eval_ckpt:
-            check_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+            check_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         print_settings(vars(args))
         seed_all(args.seed)
 
@@ -378,8 +373,8 @@ def main(argv=None):
         training = HybridTraining(args, agent, demos, save_dir, env)
         if args.init_ckpt:
             training.progress["pretrained"] = args.pretrain_steps
-        step = training.resume() if args.resume else 0
-        prepare_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+        step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+        prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
     save_settings(save_dir, vars(args))
     log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     if not args.resume:

@@ -31,8 +31,9 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
-from pytorch_serl.training.evaluate import FINAL_SEED, evaluate, held_out_errors, report_evaluation
+from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, held_out_errors, report_evaluation
 from pytorch_serl.training.run import (
+    BEST,
     LAST,
     MetricLogger,
     Parser,
@@ -51,8 +52,6 @@ UPDATES = {  # what each algorithm asks of agent.update
     "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 1.0},
     "sac": {},
 }
-OWN_FILES = ("evaluation.gif", "evaluation.json")
-BEST = "best.pt"
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up
 IMPROVEMENT = 0.99  # a held-out error counts as better below this share of the best one
 # a resumed run must agree in these to continue bit for bit
@@ -113,13 +112,6 @@ class OfflineTraining:
         self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out}, run)
         # best: the highest success rate, or the lowest held-out error; passed: evaluations in a row at --stop_at
         self.progress = {"best": -1.0 if env else math.inf, "best_step": 0, "passed": 0, "evaluated": 0, "minutes": 0.0}
-
-    def resume(self):
-        """Go back to last.pt. Raises ValueError where it belongs to other settings or demos."""
-        step, self.progress = self.checkpoint.load()
-        if self.progress["evaluated"] and not (self.save_dir / BEST).is_file():
-            raise ValueError(f"{self.save_dir / BEST} is missing beside {LAST}; put it back or start anew")
-        return step
 
     def stop_reason(self):
         """Why the run may end before --max_steps, or None."""
@@ -192,8 +184,7 @@ class OfflineTraining:
             "share of gripper\ncommands hit": ("held_out_gripper", "held_out_gripper_moves", "gripper_accuracy"),
             "Q": ("q", "q_max", "grasp_q"),
         }
-        lines = {ylabel: {n: log.series(n) for n in names if log.series(n)[0]} for ylabel, names in panels.items()}
-        lines = {ylabel: series for ylabel, series in lines.items() if series}
+        lines = log.curves(panels)
         if lines:
             learning_curve(self.save_dir / "learning_curve.png", lines, xlabel="update")
 
@@ -256,7 +247,7 @@ def main(argv=None):
     save_dir = Path(args.save_dir)
     with user_errors():
         # settings, seeds
-        check_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+        check_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         print_settings(vars(args))
         seed_all(args.seed)
         if args.algo == "sac":
@@ -285,8 +276,8 @@ def main(argv=None):
         )  # fmt: skip
         print(build.describe_agent(agent))
         training = OfflineTraining(args, agent, save_dir, demos, env)
-        step = training.resume() if args.resume else 0
-        prepare_run_dir(save_dir, args.resume, args.overwrite, OWN_FILES)
+        step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+        prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
     save_settings(save_dir, vars(args))
     log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     if not args.resume:

@@ -9,7 +9,7 @@ import numpy as np
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
-from pytorch_serl.training.run import LAST, rng_state, save_checkpoint, set_rng_state
+from pytorch_serl.training.run import BEST, LAST, rng_state, save_checkpoint, set_rng_state
 from pytorch_serl.utils.files import load_checkpoint
 
 CONTENT = {"step", "agent", "rng", "progress", "parts", "sampling", "identity"}
@@ -46,7 +46,11 @@ class RunCheckpoint:
         self.counters = {name: (0, 0) for name in buffers}
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
-        """Write the new part of every buffer, then `last.pt`; `progress` is what the script wants back on resume."""
+        """Write the new part of every buffer, then `last.pt`.
+
+        `progress` is what the script wants back on resume; its `evaluated` is the step of the last evaluation, after
+        which there is a `best.pt`.
+        """
         for name, buffer in self.buffers.items():
             part = buffer.export(self.counters[name])
             if part["counters"] != self.counters[name]:
@@ -66,12 +70,14 @@ class RunCheckpoint:
         """Restore agent, buffers and random states from `last.pt`; returns the step and `progress`.
 
         Raises ValueError for a checkpoint of another script, other settings, other demos or another agent, and for a
-        missing buffer part, before anything is changed.
+        missing buffer part or `best.pt`, before anything is changed.
         """
         content = load_checkpoint(self.path / LAST)
         if not CONTENT <= set(content):
             raise ValueError(f"{self.path / LAST}: not a run's checkpoint (it has {sorted(map(str, content))[:6]})")
         self._check_identity(content["identity"])
+        if content["progress"]["evaluated"] > 0 and not (self.path / BEST).is_file():
+            raise ValueError(f"{self.path / BEST} is missing beside {LAST}; put it back or start anew")
         parts = [(part["buffer"], load_checkpoint(self.path / part["file"])) for part in content["parts"]]
         self.agent.load_state_dict(content["agent"], str(self.path / LAST))
         for name, part in parts:

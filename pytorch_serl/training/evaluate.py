@@ -15,6 +15,7 @@ from pytorch_serl.training.run import save_json
 from pytorch_serl.utils.files import atomic_write
 
 EVAL_SEED = 1_000_000_000  # evaluations during training are seeded from here, training episodes far below
+EVALUATION_FILES = ("evaluation.gif", "evaluation.json")  # what `report_evaluation` writes
 FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 

@@ -19,7 +19,7 @@ from pytorch_serl.utils.files import atomic_write
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 RUN_FILES = (SETTINGS, METRICS, "*.pt", "learning_curve.png", "events.out.tfevents.*")  # patterns of a run's own files
-LAST = "last.pt"
+LAST, BEST = "last.pt", "best.pt"
 
 
 @contextmanager
@@ -226,6 +226,11 @@ class MetricLogger:
         """Steps and values of one metric."""
         rows = [row for row in self.rows if name in row]
         return [row["step"] for row in rows], [row[name] for row in rows]
+
+    def curves(self, panels: dict[str, Iterable[str]]) -> dict[str, dict[str, tuple[list, list]]]:
+        """What `learning_curve` takes: y label -> metric -> its series; what has no values is left out."""
+        lines = {ylabel: {n: self.series(n) for n in names if self.series(n)[0]} for ylabel, names in panels.items()}
+        return {ylabel: series for ylabel, series in lines.items() if series}
 
     def close(self) -> None:
         if self.writer is not None:
