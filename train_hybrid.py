@@ -53,6 +53,7 @@ from pytorch_serl.training.run import (
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
+SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
 RECENT = 20  # training episodes in the success rates on the progress bar
 # a resumed run must agree in these to continue bit for bit
 FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "batch_size", "lr", "discount", "cta_ratio",
@@ -259,7 +260,8 @@ class HybridTraining:
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
         policy = self.agent.averaged()
-        result = evaluate(policy, self.eval_env, eval_episodes(self.args))
+        screen = self.args.stop_at - SCREEN_MARGIN
+        result = evaluate(policy, self.eval_env, eval_episodes(self.args), screen=screen)
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
         with uninterrupted():
             log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})

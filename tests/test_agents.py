@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.networks import resnet as resnet_module
 from pytorch_serl.networks.classifier import RewardClassifier
-from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10, fast_dropout
 from pytorch_serl.utils.device import DEVICE
 
 LOSSES = {"critic_loss", "grasp_critic_loss", "actor_loss", "temperature_loss"}
@@ -376,6 +377,29 @@ def test_dropout_acts_in_the_actors_passes_only():
     assert np.array_equal(agent.sample_actions(obs, argmax=True), agent.sample_actions(obs, argmax=True))
 
 
+def test_fast_dropout_is_dropout():
+    torch.manual_seed(0)
+    x = torch.randn(256, 4096)
+    out = fast_dropout(x, 0.1)
+    dropped = (out == 0).float()
+    assert torch.allclose(out, x / 0.9 * (1 - dropped), rtol=1e-4)
+    assert abs(dropped.mean() - 0.1) < 5 * (0.09 / x.numel()) ** 0.5
+    lanes = dropped.view(-1, 4)  # the four entries that share one draw are independent
+    assert (lanes.mean(0) - 0.1).abs().max() < 5 * (0.09 / len(lanes)) ** 0.5
+    assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 5 / len(lanes) ** 0.5
+
+
+def test_cloning_alone_encodes_no_next_observation():
+    losses = []
+    for spoil in (1.0, float("nan")):
+        agent = make_agent(cameras=["image"], arms=1)
+        batch = make_batch(agent)
+        batch["next_observations"]["state"] *= spoil
+        info = agent.update(batch, train_critic=False, sac_weight=0.0, clone_weight=1.0)
+        losses.append({k: v.item() for k, v in info.items()})
+    assert losses[0] == losses[1] and set(losses[0]) >= {"clone_loss", "clone_error"}
+
+
 def test_crops_are_shared_by_cameras_and_differ_between_samples():
     agent = make_agent(cameras=["a", "b"], trainable_backbone=True)
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8).repeat(16, 0)
@@ -512,7 +536,8 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_float32_and_operations_that_mps_has(trainable):
+def test_float32_and_operations_that_mps_has(trainable, monkeypatch):
+    monkeypatch.setattr(resnet_module, "fast_dropout", torch.nn.functional.dropout)  # what it is away from the CPU
     agent = make_agent(0, ["image"], arms=2, trainable_backbone=trainable)
     for name, module in (("online", agent.online), ("actor", agent.actor), ("temperature", agent.temperature)):
         agent.optimizers[name] = torch.optim.Adam(module.parameters(), lr=3e-4)

@@ -74,6 +74,13 @@ class TinyEnv(gym.Env):
         return {"image": image, "state": self.np_random.normal(size=3).astype(np.float32)}
 
 
+class Still:
+    num_grippers, image_keys = 0, ["image"]
+
+    def sample_actions(self, obs, argmax):
+        return np.zeros(6, np.float32)
+
+
 gym.register("Tiny-v0", TinyEnv)
 gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
 gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
@@ -266,12 +273,6 @@ def test_a_silent_classifier_leaves_the_environment_its_endings(seed, ends):
 
 
 def test_evaluation_by_classifier_where_the_environment_has_no_verdict():
-    class Still:
-        num_grippers, image_keys = 0, ["image"]
-
-        def sample_actions(self, obs, argmax):
-            return np.zeros(6, np.float32)
-
     env = ClassifierReward(TinyEnv(report_success=False), Verdicts(False, True, *[False] * LENGTH))
     result = evaluate(Still(), env, 2, seed=1)
     assert (result.successes, result.steps_to_success, result.helped) == (1, [2], 0)
@@ -279,6 +280,12 @@ def test_evaluation_by_classifier_where_the_environment_has_no_verdict():
     assert (helped.successes, helped.helped) == (0, 2) and "2 with a human's help" in str(helped)
     with pytest.raises(ValueError, match="wanted 'succeed'"):
         evaluate(Still(), TinyEnv(report_success=False), 1)
+
+
+@pytest.mark.parametrize(("share", "episodes"), [(0.5, 24), (0.51, 20)])
+def test_a_hopeless_evaluation_ends_early(share, episodes):
+    result = evaluate(Still(), TinyEnv(), 24, screen=share)  # half of the episodes can be solved
+    assert (result.successes, result.episodes) == (episodes // 2, episodes)
 
 
 def test_training_with_a_classifier(demos, tmp_path):

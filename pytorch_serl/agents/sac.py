@@ -139,11 +139,12 @@ class SACAgent(PixelAgent):
         """
         batch = self._prepare(batch, augment)
         noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in ("critic_next", "temp_next", "actor")}
-        enc = self._encode(batch, for_actor=bool(sac_weight) and not critic_only)
+        train_actor = bool(sac_weight) and not critic_only
+        enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
 
         losses, info = self._critic_losses(batch, enc, noise["critic_next"]) if train_critic else ({}, {})
         if not critic_only:
-            if sac_weight:
+            if train_actor:
                 actor_loss, actor_info = self._actor_loss(enc["obs_actor"], noise["actor"])
                 losses["actor"] = sac_weight * actor_loss
                 losses["temperature"], temperature_info = self._temperature_loss(enc["next_actor"], noise["temp_next"])
@@ -239,18 +240,20 @@ class SACAgent(PixelAgent):
 
     # ---------------------------------------------------------------- from batch to encodings
 
-    def _encode(self, batch: dict, for_actor: bool) -> Tensors:
+    def _encode(self, batch: dict, for_actor: bool, for_next: bool = True) -> Tensors:
         """Every encoding (B, D) that one update needs: `obs` with gradient, the rest without; dropout for the actor."""
         pooled = self.encoder.pool(batch["observations"])
         encodings = {"obs": self.encoder(pooled)}
         with torch.no_grad():
-            next_pooled = self.encoder.pool(batch["next_observations"])
-            encodings["next_actor"] = self.encoder(next_pooled, dropout=True)
-            encodings["next_target"] = self.target["encoder"](self.target["encoder"].pool(batch["next_observations"]))
-            if self.num_grippers:
-                encodings["next"] = self.encoder(next_pooled)
             if for_actor:
                 encodings["obs_actor"] = self.encoder(pooled, dropout=True)
+            if for_next:  # cloning alone looks at no next observation
+                next_pooled = self.encoder.pool(batch["next_observations"])
+                encodings["next_actor"] = self.encoder(next_pooled, dropout=True)
+                target_encoder = self.target["encoder"]
+                encodings["next_target"] = target_encoder(target_encoder.pool(batch["next_observations"]))
+                if self.num_grippers:
+                    encodings["next"] = self.encoder(next_pooled)
         return encodings
 
     def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pytorch_serl.utils.files import atomic_write
 
 EVAL_SEED = 1_000_000_000  # evaluations during training are seeded from here, training episodes far below
 EVALUATION_FILES = ("evaluation.gif", "evaluation.json")  # what `report_evaluation` writes
+SCREEN_EPISODES = 20  # after so many, an evaluation that cannot matter any more may end
 FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 
@@ -56,8 +57,9 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
 
 
 def evaluate(
-    agent: Any, env: gym.Env, episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED, record_episodes: int = 0
-) -> Evaluation:
+    agent: Any, env: gym.Env, episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED, record_episodes: int = 0,
+    screen: float = 0.0,
+) -> Evaluation:  # fmt: skip
     """Run unaided episodes seeded seed, seed + 1, ...
 
     Args:
@@ -66,6 +68,7 @@ def evaluate(
             acted, in which case the episode does not count as solved.
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
+        screen: end after SCREEN_EPISODES episodes where fewer than this share of them succeeded.
     Raises ValueError when the environment does not report success.
     """
     successes, helped, steps_to_success, returns, commands, frames = 0, 0, [], [], {-1: 0, 0: 0, 1: 0}, []
@@ -90,7 +93,9 @@ def evaluate(
         if solved:
             successes += 1
             steps_to_success.append(steps)
-    return Evaluation(successes, episodes, steps_to_success, returns, commands if grippers else {}, helped, frames)
+        if episode + 1 == SCREEN_EPISODES and successes < screen * SCREEN_EPISODES:
+            break
+    return Evaluation(successes, episode + 1, steps_to_success, returns, commands if grippers else {}, helped, frames)
 
 
 def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:
