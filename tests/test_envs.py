@@ -224,7 +224,7 @@ def test_fingers_land_on_the_cube():
 
 @pytest.mark.parametrize(
     "kwargs, enters",
-    [({"offset": (0.008, 0)}, True), ({"offset": (0.01, 0)}, False), ({"rpy": (0.31, 0, 0)}, False)],
+    [({"offset": (0.0045, 0)}, True), ({"offset": (0.0055, 0)}, False), ({"rpy": (0.31, 0, 0)}, False)],
 )
 def test_a_peg_enters_only_the_hole(kwargs, enters):
     env = make("single-arm-fixed-gripper")
