@@ -52,7 +52,7 @@ from pytorch_serl.utils.device import pick_device
 from pytorch_serl.utils.files import load_checkpoint
 
 BEST = "best.pt"
-OWN_FILES = ("validation.json", "mistakes.png")  # beside those that every run writes
+OWN_FILES = ("validation.json", "mistakes.png", "backbone.pt")  # beside those that every run writes
 CHUNK = 64  # frames per pass of the frozen backbone
 # a resumed run must agree in these to continue bit for bit
 FIXED = ("image_keys", "batch_size", "lr", "dropout", "val_fraction", "max_fpr", "crop_views", "train_backbone", "seed")

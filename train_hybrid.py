@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.data.demos import num_grippers, read_demos
+from pytorch_serl.data.demos import ROUNDING, num_grippers, read_demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
@@ -34,7 +34,7 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
-from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
+from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
 from pytorch_serl.training.rewards import ClassifierReward, succeeded
 from pytorch_serl.training.run import (
     BEST,
@@ -135,7 +135,8 @@ class HybridTraining:
         self.env = build.add_human(env, args.human, args.seed)
         self.sparse = agent.config["q_range"] is not None
         self.online = ReplayBuffer(args.buffer_capacity, agent.image_keys, seed=args.seed)
-        self.demo = ReplayBuffer(args.buffer_capacity, agent.image_keys, seed=args.seed + 1)
+        demo_capacity = args.buffer_capacity + 2 * len(demos.transitions)  # a small one drops no demo either
+        self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=args.seed + 1)
         run = identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, run)
         # best: the highest success rate; passed: evaluations in a row at --stop_at; recent: the last training
@@ -180,7 +181,8 @@ class HybridTraining:
     # ---------------------------------------------------------------- acting
 
     def start_episode(self):
-        obs, _ = self.env.reset(seed=self.args.seed * 100_000 + self.progress["episode"])
+        seed = (self.args.seed * 100_000 + self.progress["episode"]) % EVAL_SEED  # never an evaluation's
+        obs, _ = self.env.reset(seed=seed)
         self.progress["episode"] += 1
         self.helped, self.transitions = 0, []
         self.stored = build.to_storage(self.agent, obs, views=1)
@@ -195,7 +197,7 @@ class HybridTraining:
         self.check_reward(float(reward), terminated)
         next_stored = build.to_storage(self.agent, next_obs, views=1)
         transition = {
-            "observations": self.stored, "actions": info.get("intervene_action", action), "rewards": float(reward),
+            "observations": self.stored, "actions": executed_action(info, action), "rewards": float(reward),
             "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
             "grasp_penalty": info.get("grasp_penalty", 0.0),
         }  # fmt: skip
@@ -324,11 +326,24 @@ class HybridTraining:
                 path = self.save(step)
             print(f"\ninterrupted: environment step {step:,} is saved in {path}; continue with --resume")
             raise SystemExit(130) from None
+        except FloatingPointError:  # the last checkpoint is from before the numbers went wrong
+            raise
+        except Exception:  # a robot's or a camera's, say: what was learned and corrected until then is not lost
+            with uninterrupted():
+                path = self.save(step)
+            print(f"\nstopped by an error: environment step {step:,} is saved in {path}; continue with --resume")
+            raise
         finally:
             if bar is not None:
                 bar.close()
             log.close()
         return step
+
+
+def executed_action(info, action):
+    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files."""
+    human = np.asarray(info.get("intervene_action", action), np.float32)
+    return np.where(np.abs(human) <= 1 + ROUNDING, human.clip(-1, 1), human)
 
 
 def make_env(args, demos):
@@ -377,11 +392,11 @@ def main(argv=None):
             training.progress["pretrained"] = args.pretrain_steps
         step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
-    save_settings(save_dir, vars(args))
-    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     if not args.resume:
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
         build.add_demos(training.demo, demos, agent, args.views, progress=progress)
+    save_settings(save_dir, vars(args))
+    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     full_gb, views = training.demo.full_size_gb(), 1 if agent.backbone is None else args.views
     print(f"buffers of {args.buffer_capacity:,} transitions take memory as they fill; when full: demos and corrections "
           f"{full_gb:.1f} GB, online {full_gb / views:.1f} GB")  # fmt: skip

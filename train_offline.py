@@ -84,6 +84,7 @@ def resolve(args, parser):
         parser.error("--eval_episodes needs an environment; give --env as well")
     check_shared(args, parser)
     parser.require(args, {
+        "batch_size": (args.batch_size >= 2, "2 or more, for the spread of Q over the batch"),
         "patience": (args.patience >= 1, "1 or more"),
         "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
     })  # fmt: skip
@@ -278,13 +279,13 @@ def main(argv=None):
         training = OfflineTraining(args, agent, save_dir, demos, env)
         step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
-    save_settings(save_dir, vars(args))
-    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     if not args.resume:
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
         build.add_demos(training.demo, train, agent, args.views, progress=progress)
         if held_out:
             build.add_demos(training.held_out, held_out, agent, views=1)
+    save_settings(save_dir, vars(args))
+    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     print(f"{len(training.demo)} transitions in memory, {training.demo.size_gb():.2f} GB")
 
     step = training.run(step, log)

@@ -15,13 +15,13 @@ FIXED, LEARNED = "single-arm-fixed-gripper", "single-arm-learned-gripper"
 RUN_OUTPUTS = {"best.pt", "last.pt", "settings.json", "metrics.jsonl", "learning_curve.png"}
 
 
-def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), length=4, seed=0, size=32):
+def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), length=4, seed=0, size=32, state=True):
     rng = np.random.default_rng(seed)
     transitions = []
     for _ in range(episodes):
         obs = [
             {key: rng.integers(0, 256, (size, size, 3), np.uint8) for key in keys}
-            | {"state": rng.normal(size=3).astype(np.float32)}
+            | ({"state": rng.normal(size=3).astype(np.float32)} if state else {})
             for _ in range(length + 1)
         ]
         for step in range(length):

@@ -158,6 +158,44 @@ def test_encoder_resizes_like_torchvision(resnet):
     torch.testing.assert_close(ours.permute(0, 2, 3, 1), direct, atol=1e-5, rtol=1e-5)
 
 
+def test_pictures_with_negative_strides(resnet):
+    agent = make_agent(0, ["image"], backbone=resnet)
+    bgr = make_obs(agent, 2, np.random.default_rng(0), (64, 64))
+    rgb = bgr | {"image": bgr["image"][..., ::-1]}
+    copied = bgr | {"image": rgb["image"].copy()}
+    assert np.array_equal(agent.sample_actions(rgb, argmax=True), agent.sample_actions(copied, argmax=True))
+    one = {key: value[0] for key, value in rgb.items()}
+    assert np.array_equal(
+        agent.encode_frames(one)["image"], agent.encode_frames({k: v.copy() for k, v in one.items()})["image"]
+    )
+
+
+def test_camera_names():
+    assert SACAgent("image", 6, device="cpu").image_keys == ["image"]
+    assert RewardClassifier("image", device="cpu").image_keys == ["image"]
+    for keys, text in (
+        (["a", "a"], "each camera once"),
+        (["observation.image"], "rename the camera"),
+        (["type"], "type"),
+    ):
+        for make in (lambda k: SACAgent(k, 6, device="cpu"), lambda k: RewardClassifier(k, device="cpu")):
+            with pytest.raises(ValueError, match=text):
+                make(keys)
+
+
+def test_a_trained_backbone_starts_from_the_given_one(resnet):
+    agent = make_agent(0, ["a", "b"], trainable_backbone=True, backbone=resnet)
+    assert agent.backbone is None
+    for encoder in (agent.encoder, agent.target["encoder"]):
+        for key in ("a", "b"):
+            assert torch.equal(encoder.backbones[key].conv_init.weight, resnet.conv_init.weight)
+    before = resnet.conv_init.weight.clone()
+    batch = make_batch(agent, 2, size=(32, 32))
+    agent.update(batch)
+    assert torch.equal(resnet.conv_init.weight, before)
+    assert not torch.equal(agent.encoder.backbones["a"].conv_init.weight, before)
+
+
 def test_bad_input_is_refused(resnet):
     agent = make_agent(0, ["image"], 5, 1, backbone=resnet)
     good = make_obs(agent, 2, np.random.default_rng(0), (32, 32))
@@ -453,6 +491,21 @@ def test_save_and_load(tmp_path):
     obs = make_obs(agent, 3, np.random.default_rng(0), (64, 64))
     assert np.array_equal(agent.sample_actions(obs, argmax=True), other.sample_actions(obs, argmax=True))
     assert list(tmp_path.iterdir()) == [tmp_path / "agent.pt"]
+
+
+def test_learning_rate_is_this_runs_not_the_files(tmp_path):
+    agent = make_agent(0, ["image"], arms=1, lr=1e-3)
+    run(agent, 2)
+    agent.save(tmp_path / "agent.pt")
+    other = make_agent(1, ["image"], arms=1, lr=1e-5)
+    other.optimizers["online"].param_groups[0]["fused"] = False  # as on a device that has no fused Adam
+    other.load(tmp_path / "agent.pt")
+    assert {group["lr"] for o in other.optimizers.values() for group in o.param_groups} == {1e-5}
+    assert other.optimizers["online"].param_groups[0]["fused"] is False
+    assert (
+        other.optimizers["online"].state_dict()["state"].keys()
+        == agent.optimizers["online"].state_dict()["state"].keys()
+    )
 
 
 def test_resume_is_the_same_run(tmp_path):

@@ -233,15 +233,17 @@ def test_run_directory_is_not_lost(tmp_path):
         run.prepare_run_dir(out, True, False)
     run.prepare_run_dir(out, False, False)
     run.prepare_run_dir(out, False, False)  # an empty directory is a fresh run
-    for name in ("last.pt", "mine.txt"):
+    for name in ("last.pt", "buffer_demo_0000007.pt", "mine.txt", "mine.pt"):
         (out / name).write_text("x")
-    with pytest.raises(ValueError, match=r"holds a run already \(last.pt\).*--resume.*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"holds a run already \(buffer_demo_0000007.pt, last.pt\).*--resume.*--overwrite"
+    ):
         run.prepare_run_dir(out, False, False)
     run.check_run_dir(out, False, True)
     assert (out / "last.pt").exists()
     run.prepare_run_dir(out, True, False)
     run.prepare_run_dir(out, False, True)
-    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+    assert {file.name for file in out.iterdir()} == {"mine.txt", "mine.pt"}
 
 
 def test_metric_log_goes_back_to_the_checkpoint(tmp_path):

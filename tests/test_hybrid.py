@@ -17,7 +17,7 @@ from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
-from pytorch_serl.training.evaluate import evaluate
+from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
 from pytorch_serl.training.rewards import ClassifierReward
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
@@ -209,6 +209,34 @@ def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
     assert len(helped.demo) == before + len(HUMAN_STEPS)
 
 
+def test_demos_without_state_in_an_environment_with_one(tmp_path):
+    demos = make_demos(tmp_path / "demos.pkl", state=False)
+    train_hybrid.main(words(demos, tmp_path / "out", env="TinyHuman-v0"))
+    assert content(tmp_path / "out")["step"] == 2 * LENGTH
+
+
+def test_rounding_of_a_human_action_is_clipped():
+    human = np.array([1.000001, -1.000001, 0.5])
+    assert train_hybrid.executed_action({"intervene_action": human}, None).tolist() == [1.0, -1.0, 0.5]
+    wrong = np.array([1.1, 0.0])  # left for the buffer to refuse
+    assert train_hybrid.executed_action({"intervene_action": wrong}, None).tolist() == wrong.astype(np.float32).tolist()
+    assert train_hybrid.executed_action({}, np.full(2, 0.25, np.float32)).tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("seed", [0, 15_000, 123_456])
+def test_training_episodes_are_no_evaluation_episodes(seed, demos, tmp_path):
+    run, seeds = training(demos, tmp_path, seed=seed), []
+    reset = run.env.reset
+    run.env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+    episode(run), episode(run)
+    assert seeds[1] == seeds[0] + 1 and max(seeds) < EVAL_SEED < FINAL_SEED
+
+
+def test_a_small_buffer_keeps_the_demos(demos, tmp_path):
+    run = training(demos, tmp_path, buffer_capacity=3)
+    assert len(run.demo) == 24
+
+
 def test_a_time_limit_bootstraps_and_success_does_not(demos, tmp_path):
     run = training(demos, tmp_path)
     episode(run), episode(run)
@@ -342,6 +370,41 @@ def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypa
     saved = content(tmp_path)
     assert saved["step"] == 3 * LENGTH + 3 and saved["progress"]["episode"] == 4
     assert saved["sampling"].keys() == {"online", "demo"}
+
+
+def test_an_error_of_the_environment_saves_first(demos, tmp_path, monkeypatch, capsys):
+    act = train_hybrid.HybridTraining.act
+
+    def broken(run, step):
+        if step == LENGTH + 2:
+            raise ConnectionError("the arm does not answer")
+        return act(run, step)
+
+    monkeypatch.setattr(train_hybrid.HybridTraining, "act", broken)
+    with pytest.raises(ConnectionError):
+        train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0))
+    assert f"environment step {LENGTH + 2} is saved in {tmp_path / 'last.pt'}" in capsys.readouterr().out
+    assert content(tmp_path)["step"] == LENGTH + 2
+
+
+def test_numbers_that_went_wrong_are_not_saved(demos, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_hybrid, "LOG_EVERY", 1)
+    learn = train_hybrid.HybridTraining.learn
+    spoil = lambda run, step: {k: v * float("nan") for k, v in learn(run, step).items()}  # noqa: E731
+    monkeypatch.setattr(train_hybrid.HybridTraining, "learn", spoil)
+    with pytest.raises(FloatingPointError, match="--lr"):
+        train_hybrid.main(words(demos, tmp_path, eval_every=100))
+    assert content(tmp_path)["step"] == 0
+
+
+def test_interrupted_while_encoding_starts_anew(demos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "to_storage", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_hybrid.main(words(demos, out))
+    train_hybrid.main(words(demos, out))
+    assert content(out)["step"] == LENGTH
 
 
 def test_interrupted_pretraining_goes_on(demos, tmp_path, monkeypatch, capsys):

@@ -306,3 +306,18 @@ def test_import_of_a_target(agent):
     assert f"target {frozen}: differs" in str(error.value)
     assert "target modules_critic/Dense_0/bias: shape is (2,), wanted (1,)" in str(error.value)
     assert same(before, snapshot(agent))
+
+
+def test_import_of_a_target_whose_frozen_weights_were_averaged(agent):
+    params = made_up_params(agent, 1)
+    frozen = {path: value for path, value in params.items() if "pretrained_encoder" in path}
+    averaged = dict(frozen)
+    for _ in range(200):  # what the original does to its whole tree in each update
+        averaged = {path: np.float32(0.995) * v + np.float32(0.005) * frozen[path] for path, v in averaged.items()}
+    assert any((averaged[path] != frozen[path]).any() for path in frozen)
+    load_hil_serl_agent(agent, params, params | averaged)
+    kernel = next(value for path, value in frozen.items() if path.endswith("conv_init/kernel"))
+    assert np.array_equal(agent.backbone.conv_init.weight.numpy(), kernel.transpose(3, 2, 0, 1))
+    other = {path: value + 0.01 for path, value in frozen.items()}
+    with pytest.raises(ValueError, match="differs from the online one"):
+        load_hil_serl_agent(agent, params, params | other)

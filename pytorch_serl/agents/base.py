@@ -15,6 +15,11 @@ from pytorch_serl.utils.files import atomic_write, load_checkpoint
 Tensors = dict[str, torch.Tensor]
 
 
+def _tensor(x: Any) -> torch.Tensor:
+    """`x` as a tensor; an array with negative strides, as `frame[..., ::-1]` from a BGR camera has, is copied."""
+    return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
+
+
 class PixelAgent:
     """The base of `SACAgent`, which sets the attributes that are declared here."""
 
@@ -39,7 +44,7 @@ class PixelAgent:
             raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
         out = {}
         for key in self.image_keys:
-            image = torch.as_tensor(obs[key])
+            image = _tensor(obs[key])
             is_image = image.dtype == torch.uint8 and image.ndim == 4 and image.shape[-1] == 3
             is_feature = image.dtype.is_floating_point and tuple(image.shape[1:]) == FEATURE_SHAPE and self.backbone
             if not is_image and not is_feature:
@@ -49,7 +54,7 @@ class PixelAgent:
             out[key] = image.to(self.device, non_blocking=True)
             out[key] = out[key] if is_image else out[key].float()
         if self.state_dim:
-            state = torch.as_tensor(obs["state"], dtype=torch.float32).to(self.device)
+            state = _tensor(obs["state"]).to(self.device, torch.float32)
             if state.ndim != 2 or state.shape[-1] != self.state_dim:
                 raise ValueError(f"state is {tuple(state.shape)}; wanted (B, {self.state_dim})")
             out["state"] = state
@@ -98,11 +103,11 @@ class PixelAgent:
         key = self.image_keys[0] if self.image_keys else "state"
         if key not in obs:
             raise ValueError(f"observation lacks {key!r}; it has {sorted(obs)}")
-        image = torch.as_tensor(obs[key])
+        image = _tensor(obs[key])
         single_ndim = 1 if key == "state" else 3 if image.dtype == torch.uint8 else len(FEATURE_SHAPE)
         if image.ndim != single_ndim:
             return False, obs
-        return True, {k: torch.as_tensor(obs[k])[None] for k in (*self.image_keys, "state") if k in obs}
+        return True, {k: _tensor(obs[k])[None] for k in (*self.image_keys, "state") if k in obs}
 
     # ---------------------------------------------------------------- saving
 
@@ -142,7 +147,10 @@ class PixelAgent:
         for name in own:
             getattr(self, name).load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers.items():
+            own = [{k: group[k] for k in ("lr", "fused")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, settings in zip(optimizer.param_groups, own):  # this run's and this device's, not the file's
+                group.update(settings)
 
     def save(self, path: str) -> None:
         """Write `state_dict()` to `path`, atomically."""

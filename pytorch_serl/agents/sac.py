@@ -26,7 +26,7 @@ from pytorch_serl.networks.actor_critic import (
     Temperature,
     sample_tanh_normal,
 )
-from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10
+from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
@@ -49,7 +49,7 @@ class SACAgent(PixelAgent):
         target_entropy: in nats; default -action_dim / 2, gripper entries counted.
         dropout: rate on the pooled features, in the actor's training pass only.
         trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
-        backbone: the frozen ResNet-10; random when None.
+        backbone: the frozen ResNet-10, or with `trainable_backbone` where each of them starts; random when None.
         device: where everything lives; default `DEVICE`.
     """
 
@@ -73,7 +73,7 @@ class SACAgent(PixelAgent):
         backbone: ResNet10 | None = None,
         device: torch.device | str | None = None,
     ):
-        self.image_keys = list(image_keys)
+        self.image_keys = check_image_keys(image_keys)
         if not self.image_keys and not state_dim:
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
         self.device = torch.device(device) if device is not None else DEVICE
@@ -93,6 +93,9 @@ class SACAgent(PixelAgent):
 
         # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
         self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)
+        if backbone is not None:
+            for trained in self.encoder.backbones.values():
+                trained.load_state_dict(backbone.state_dict())
         self.actor = Actor(self.encoder.encoding_dim, action_dim).to(self.device)
         self.temperature = Temperature(init_temperature).to(self.device)
         self.critic = Critic(self.encoder.encoding_dim, action_dim, ensemble_size)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
-from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10
+from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
@@ -57,9 +57,9 @@ class RewardClassifier(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        self.image_keys = [image_keys] if isinstance(image_keys, str) else list(image_keys)
-        if not self.image_keys or len(set(self.image_keys)) < len(self.image_keys):
-            raise ValueError(f"image_keys is {self.image_keys}; wanted one or more camera names, each once")
+        self.image_keys = check_image_keys(image_keys)
+        if not self.image_keys:
+            raise ValueError("image_keys is empty; wanted one or more camera names")
         self.device = torch.device(device) if device is not None else DEVICE
         self.dropout, self.trainable_backbone = dropout, trainable_backbone
         self.threshold = 0.5

@@ -6,6 +6,8 @@ A frozen backbone's feature map never changes, so replay stores that instead of 
 Reference: HIL-SERL (arXiv 2410.21845) vision/resnet_v1.py and common/encoding.py.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -126,6 +128,17 @@ class ImageHead(nn.Module):
         if dropout and self.dropout:
             pooled = fast_dropout(pooled, self.dropout)
         return torch.tanh(self.norm(self.bottleneck(pooled)))
+
+
+def check_image_keys(image_keys: Iterable[str]) -> list[str]:
+    """The camera names as a list. Raises ValueError for duplicates and for names that a module cannot have."""
+    keys = [image_keys] if isinstance(image_keys, str) else list(image_keys)
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"image_keys is {keys}; wanted each camera once")
+    for key in keys:
+        if not key or "." in key or hasattr(nn.ModuleDict, key):
+            raise ValueError(f"image_keys has {key!r}, which cannot name a PyTorch module; rename the camera")
+    return keys
 
 
 class ObservationEncoder(nn.Module):

@@ -39,10 +39,12 @@ def q_range(demos: Demos) -> tuple[float, float] | None:
 
 
 def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:
-    """The frozen backbone that the options --backbone, --download_backbone and --train_backbone ask for, and a line."""
+    """The backbone that the options --backbone, --download_backbone and --train_backbone ask for, and a line."""
+    backbone, line = find_backbone(path, own=OWN_BACKBONE, download=download)
     if trainable:
-        return None, "backbone: trained with the critics"
-    return find_backbone(path, own=OWN_BACKBONE, download=download)
+        start = "a random one" if backbone is None else line.removeprefix("backbone: ")
+        line = f"backbone: trained with the critics, starting from {start}"
+    return backbone, line
 
 
 def describe_agent(agent: SACAgent) -> str:
@@ -56,8 +58,12 @@ def describe_agent(agent: SACAgent) -> str:
 
 
 def to_storage(agent: SACAgent, obs: dict[str, Any], views: int) -> dict[str, Any]:
-    """What the buffer keeps of an observation: frozen features (`views` crops of each image), else the images."""
-    obs = {k: np.array(v) for k, v in obs.items()}  # copies, since an environment may reuse its arrays
+    """What the buffer keeps of an observation: frozen features (`views` crops of each image), else the images.
+
+    Cameras and a state that the agent does not use are left out.
+    """
+    keys = [*agent.image_keys, *["state"] * bool(agent.state_dim)]
+    obs = {k: np.array(obs[k]) for k in keys}  # copies, since an environment may reuse its arrays
     return agent.encode_frames(obs, views) if agent.backbone is not None else obs
 
 
@@ -112,13 +118,18 @@ def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
 
 
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
-    """Raise ValueError where the environment's spaces do not fit the demos' cameras, state and actions."""
+    """Raise ValueError where the environment's spaces do not fit the demos, or a camera does not give uint8."""
     spaces = getattr(env.observation_space, "spaces", {})
     wanted = {**demos.image_shapes, **({"state": (demos.state_dim,)} if demos.state_dim else {})}
     wrong = [
         f"observation {k!r} is {spaces[k].shape if k in spaces else 'missing'}, in the demos {tuple(shape)}"
         for k, shape in wanted.items()
         if k not in spaces or spaces[k].shape != tuple(shape)
+    ]
+    wrong += [
+        f"camera {k!r} gives {spaces[k].dtype}, wanted uint8 in 0..255"
+        for k in demos.image_shapes
+        if k in spaces and spaces[k].dtype != np.uint8
     ]
     if env.action_space.shape != (demos.action_dim,):
         wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")

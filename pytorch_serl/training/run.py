@@ -18,8 +18,8 @@ import torch
 from pytorch_serl.utils.files import atomic_write
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
-RUN_FILES = (SETTINGS, METRICS, "*.pt", "learning_curve.png", "events.out.tfevents.*")  # patterns of a run's own files
 LAST, BEST = "last.pt", "best.pt"
+RUN_FILES = (SETTINGS, METRICS, LAST, BEST, "buffer_*_*.pt", "learning_curve.png", "events.out.tfevents.*")  # patterns
 
 
 @contextmanager
