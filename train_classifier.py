@@ -41,6 +41,7 @@ from pytorch_serl.training.run import (
     prepare_run_dir,
     print_settings,
     rng_state,
+    run_script,
     save_checkpoint,
     save_json,
     save_settings,
@@ -108,7 +109,7 @@ def check_args(args):
         "dropout": (0 <= args.dropout < 1, "a rate from 0 to below 1"),
         "val_fraction": (0 < args.val_fraction < 1, "a share between 0 and 1"),
         "max_fpr": (0 <= args.max_fpr < 1, "a rate from 0 to below 1"),
-        "seed": (args.seed >= 0, "0 or more"),
+        "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
     }
     for name, (fine, wanted) in limits.items():
         if not fine:
@@ -276,7 +277,6 @@ def main(args):
         if resumed:
             classifier.load_checkpoint(resumed["classifier"], str(out / LAST))
         prepare_run_dir(out, args.resume, args.overwrite, OWN_FILES)
-        save_settings(out, vars(args))
     classifier.image_shapes = {k: x.shape[1:3] for k, x in frames.images.items()}
     parameters = classifier.trainable_parameters()
     optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=device.type in ("cuda", "cpu"))
@@ -301,7 +301,9 @@ def main(args):
         progress = resumed["progress"]
         set_rng_state(resumed["rng"])
         print(f"resumed after epoch {progress['epoch']}")
-    logger = MetricLogger(out, progress["epoch"] if resumed else None)
+    save_settings(out, vars(args))
+    with user_errors():
+        logger = MetricLogger(out, progress["epoch"] if resumed else None)
 
     def snapshot():
         return copy.deepcopy({
@@ -353,4 +355,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(lambda: main(parse_args()))

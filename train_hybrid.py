@@ -35,7 +35,7 @@ from pytorch_serl.training.arguments import (
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
-from pytorch_serl.training.rewards import ClassifierReward, succeeded
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, succeeded
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -43,8 +43,10 @@ from pytorch_serl.training.run import (
     Parser,
     check_run_dir,
     learning_curve,
+    make_writable_dir,
     prepare_run_dir,
     print_settings,
+    run_script,
     save_settings,
     seed_all,
     uninterrupted,
@@ -121,8 +123,8 @@ def resolve(args, parser):
         parser.error("--human scripted knows the built-in task only; use --human env with your own environment")
     if (args.reward == "classifier") != bool(args.classifier_ckpt):
         parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
-    if args.eval_ckpt and args.resume:
-        parser.error("--eval_ckpt evaluates and --resume trains; give one of them")
+    if args.eval_ckpt and (args.resume or args.init_ckpt):
+        parser.error("--eval_ckpt evaluates, --resume and --init_ckpt train; give one of them")
     return args
 
 
@@ -227,7 +229,7 @@ class HybridTraining:
     def check_reward(self, reward, terminated):
         """The critics' targets are clipped to what the demos' rewards allow; the environment's must fit."""
         if self.sparse and reward != 0.0 and not (reward == 1.0 and terminated):
-            raise ValueError(
+            raise ContractError(
                 f"the environment gave the reward {reward} (terminated {terminated}), but in the demos the only reward "
                 "is 1.0 at a success that ends the episode; record demos with the environment's own rewards"
             )
@@ -341,9 +343,14 @@ class HybridTraining:
 
 
 def executed_action(info, action):
-    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files."""
+    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files.
+
+    Raises ContractError for a human's action of another shape than the policy's, outside [-1, 1], or NaN.
+    """
     human = np.asarray(info.get("intervene_action", action), np.float32)
-    return np.where(np.abs(human) <= 1 + ROUNDING, human.clip(-1, 1), human)
+    if human.shape != action.shape or not (np.abs(human) <= 1 + ROUNDING).all():
+        raise ContractError(f"info['intervene_action'] is {human}; wanted {action.shape} numbers in [-1, 1]")
+    return human.clip(-1, 1)
 
 
 def make_env(args, demos):
@@ -385,23 +392,26 @@ def main(argv=None):
             agent.load(start)
         if args.eval_ckpt:
             folder = Path(args.save_dir) if args.save_dir else None
+            if folder:
+                make_writable_dir(folder)
             report_evaluation(agent, env, eval_episodes(args, final=True), folder, seed=FINAL_SEED)
             return
         training = HybridTraining(args, agent, demos, save_dir, env)
         if args.init_ckpt:
             training.progress["pretrained"] = args.pretrain_steps
         step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+        if not args.resume:
+            progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
+            build.add_demos(training.demo, demos, agent, args.views, progress=progress)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
-    if not args.resume:
-        progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-        build.add_demos(training.demo, demos, agent, args.views, progress=progress)
+        log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
-    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     full_gb, views = training.demo.full_size_gb(), 1 if agent.backbone is None else args.views
     print(f"buffers of {args.buffer_capacity:,} transitions take memory as they fill; when full: demos and corrections "
           f"{full_gb:.1f} GB, online {full_gb / views:.1f} GB")  # fmt: skip
 
-    step = training.run(step, log)
+    with user_errors((ContractError,)):
+        step = training.run(step, log)
     print(f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
           f"(step {training.progress['best_step']:,})")  # fmt: skip
     agent.load(save_dir / BEST)
@@ -409,4 +419,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,6 +32,7 @@ from pytorch_serl.training.arguments import (
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, held_out_errors, report_evaluation
+from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -41,6 +42,7 @@ from pytorch_serl.training.run import (
     learning_curve,
     prepare_run_dir,
     print_settings,
+    run_script,
     save_settings,
     seed_all,
     uninterrupted,
@@ -278,17 +280,18 @@ def main(argv=None):
         print(build.describe_agent(agent))
         training = OfflineTraining(args, agent, save_dir, demos, env)
         step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+        if not args.resume:
+            progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
+            build.add_demos(training.demo, train, agent, args.views, progress=progress)
+            if held_out:
+                build.add_demos(training.held_out, held_out, agent, views=1)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
-    if not args.resume:
-        progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-        build.add_demos(training.demo, train, agent, args.views, progress=progress)
-        if held_out:
-            build.add_demos(training.held_out, held_out, agent, views=1)
+        log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
-    log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     print(f"{len(training.demo)} transitions in memory, {training.demo.size_gb():.2f} GB")
 
-    step = training.run(step, log)
+    with user_errors((ContractError,)):
+        step = training.run(step, log)
     if step < args.max_steps:
         print(f"stopped early: {training.stop_reason()}")
     summary = f"{step:,} updates, {training.progress['minutes']:.1f} minutes"
@@ -302,4 +305,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -170,13 +170,68 @@ def test_pictures_with_negative_strides(resnet):
     )
 
 
+def test_batches_are_checked():
+    agent = make_agent(0, ["image"], arms=1)
+    batch = make_batch(agent, 3)
+    for key in ("observations", "next_observations", "actions", "rewards", "masks", "grasp_penalty"):
+        with pytest.raises(ValueError, match=f"batch lacks .*{key}"):
+            agent.update({k: v for k, v in batch.items() if k != key})
+    for change in ({"rewards": batch["rewards"][:, None]}, {"masks": batch["masks"][:1]}):
+        with pytest.raises(ValueError, match=r"wanted \(B,\)"):
+            agent.update(batch | change)
+    with pytest.raises(ValueError, match="another number of observations"):
+        agent.update(batch | {k: batch[k][:2] for k in ("actions", "rewards", "masks", "grasp_penalty")})
+    one = make_batch(agent, 1)
+    agent.update(one, clone_weight=1.0)
+    with pytest.raises(ValueError, match="batch of two or more"):
+        agent.update(one, clone_weight=1.0, advantage_weighted=True)
+    for settings in ({"action_dim": 0}, {"action_dim": 6, "ensemble_size": 0}):
+        with pytest.raises(ValueError, match="wanted 1 or more of both"):
+            SACAgent(["image"], device="cpu", **settings)
+
+
+def test_observations_are_checked():
+    agent = make_agent(0, ["a", "b"], arms=1)
+    obs = make_obs(agent, 2, np.random.default_rng(0))
+    for change, text in (
+        ({"b": obs["b"][:1]}, "wanted the same number"),
+        ({"state": obs["state"][:1]}, "wanted the same number"),
+        ({k: v[:0] for k, v in obs.items()}, "at least one"),
+        ({"a": None}, "holds a NoneType"),
+        ({"state": None}, "holds a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            agent.sample_actions(obs | change)
+    with pytest.raises(FloatingPointError, match="state holds NaN"):
+        agent.sample_actions(obs | {"state": np.full_like(obs["state"], np.nan)})
+
+
+def test_damaged_agents_are_refused_and_change_nothing(tmp_path):
+    agent = make_agent(0, ["image"], arms=1)
+    whole, before = agent.state_dict(), tensors(agent)
+    optimizers = whole["optimizers"]
+    for damaged in (
+        {"agent": 3},
+        whole | {"config": 3},
+        whole | {"modules": {"online": 3}},
+        whole | {"modules": whole["modules"] | {"actor": {"weight": "text"}}},
+        whole | {"optimizers": {}},
+        whole | {"optimizers": optimizers | {"actor": {"state": {}}}},
+        whole | {"optimizers": optimizers | {"actor": optimizers["temperature"]}},
+    ):
+        torch.save(damaged, tmp_path / "agent.pt")
+        with pytest.raises(ValueError, match="agent.pt: not an agent checkpoint|its actor optimiser has"):
+            agent.load(tmp_path / "agent.pt")
+        assert not changed(before, tensors(agent))
+
+
 def test_camera_names():
     assert SACAgent("image", 6, device="cpu").image_keys == ["image"]
     assert RewardClassifier("image", device="cpu").image_keys == ["image"]
     for keys, text in (
         (["a", "a"], "each camera once"),
         (["observation.image"], "rename the camera"),
-        (["type"], "type"),
+        (["training"], "training"),
     ):
         for make in (lambda k: SACAgent(k, 6, device="cpu"), lambda k: RewardClassifier(k, device="cpu")):
             with pytest.raises(ValueError, match=text):

@@ -149,6 +149,14 @@ def test_feature_path_equals_image_path():
     assert not torch.equal(model.train().logits(features), model.logits(features))  # dropout
 
 
+def test_damaged_classifiers_are_refused(classifier, tmp_path):
+    whole = classifier.checkpoint()
+    for change in ({"image_keys": 3}, {"threshold": "high"}, {"weights": {"head.bias": "text"}}):
+        torch.save(whole | change, tmp_path / "c.pt")
+        with pytest.raises(ValueError, match="c.pt: a damaged reward classifier"):
+            RewardClassifier.from_checkpoint(tmp_path / "c.pt", "cpu")
+
+
 def test_save_and_load_are_bit_equal(classifier, tmp_path):
     classifier.threshold, classifier.image_shapes = 0.73, {"image": (SIZE, SIZE)}
     classifier.validation = {"auc": 0.9}

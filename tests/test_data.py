@@ -331,6 +331,20 @@ def test_without_state_and_several_files(tmp_path):
     assert sum("is not done" in text for text in demos.warnings) == 2
 
 
+def test_a_state_that_the_first_observation_lacks_is_refused(tmp_path):
+    transitions = make_demos()
+    del transitions[0]["observations"]["state"]
+    path = write(tmp_path / "demos.pkl", transitions)
+    with pytest.raises(DataError, match=r"transition 0: observations\['state'\]"):
+        read_demos([path], ["image"], FIXED)
+
+
+def test_one_file_under_two_names_is_refused(tmp_path):
+    path = write(tmp_path / "demos.pkl", make_demos())
+    with pytest.raises(ValueError, match="none twice"):
+        read_demos([path, tmp_path / "." / "x" / ".." / "demos.pkl"], ["image"], FIXED)
+
+
 def test_numbers_of_every_kind(tmp_path):
     transitions = make_demos()
     for transition in transitions:

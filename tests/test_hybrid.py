@@ -18,7 +18,7 @@ from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
-from pytorch_serl.training.rewards import ClassifierReward
+from pytorch_serl.training.rewards import ClassifierReward, ContractError
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
     FIXED,
@@ -44,12 +44,14 @@ class TinyEnv(gym.Env):
     With `human` somebody takes over in HUMAN_STEPS.
     """
 
-    def __init__(self, human=False, report_success=True, reward=1.0):
+    human_action = np.full(6, 0.5, np.float32)
+
+    def __init__(self, human=False, report_success=True, reward=1.0, high=1.0):
         self.human, self.report_success, self.reward = human, report_success, reward
         image = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
         state = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.observation_space = gym.spaces.Dict({"image": image, "state": state})
-        self.action_space = gym.spaces.Box(-1, 1, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1, high, (6,), np.float32)
         self.executed = []
 
     def reset(self, *, seed=None, options=None):
@@ -61,7 +63,7 @@ class TinyEnv(gym.Env):
         self.steps += 1
         info = {"succeed": False, "grasp_penalty": 0.0}
         if self.human and self.steps in HUMAN_STEPS:
-            action = info["intervene_action"] = np.full(6, 0.5, np.float32)
+            action = info["intervene_action"] = self.human_action
         self.executed.append(action)
         last = self.steps == LENGTH
         solved = info["succeed"] = last and self.solvable
@@ -85,6 +87,8 @@ gym.register("Tiny-v0", TinyEnv)
 gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
 gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
 gym.register("TinyGenerous-v0", TinyEnv, kwargs={"reward": 5.0})
+gym.register("TinyWide-v0", TinyEnv, kwargs={"high": 2.0})
+gym.register("TinyBroken-v0", TinyEnv, kwargs={"arms": 3})
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +220,13 @@ def test_demos_without_state_in_an_environment_with_one(tmp_path):
 
 
 def test_rounding_of_a_human_action_is_clipped():
+    action = np.zeros(3, np.float32)
     human = np.array([1.000001, -1.000001, 0.5])
-    assert train_hybrid.executed_action({"intervene_action": human}, None).tolist() == [1.0, -1.0, 0.5]
-    wrong = np.array([1.1, 0.0])  # left for the buffer to refuse
-    assert train_hybrid.executed_action({"intervene_action": wrong}, None).tolist() == wrong.astype(np.float32).tolist()
-    assert train_hybrid.executed_action({}, np.full(2, 0.25, np.float32)).tolist() == [0.25, 0.25]
+    assert train_hybrid.executed_action({"intervene_action": human}, action).tolist() == [1.0, -1.0, 0.5]
+    assert train_hybrid.executed_action({}, action + 0.25).tolist() == [0.25] * 3
+    for wrong in ([1.1, 0, 0], [np.nan, 0, 0], [0, 0]):
+        with pytest.raises(ContractError, match=r"wanted \(3,\) numbers"):
+            train_hybrid.executed_action({"intervene_action": np.array(wrong)}, action)
 
 
 @pytest.mark.parametrize("seed", [0, 15_000, 123_456])
@@ -330,9 +336,32 @@ def test_training_with_a_classifier(demos, tmp_path):
     assert evaluation["successes"] == 1 and evaluation["mean_steps_to_success"] == 1
 
 
-def test_rewards_that_the_demos_do_not_know_end_the_run(demos, tmp_path):
-    with pytest.raises(ValueError, match=r"gave the reward 5.0 \(terminated True\)"):
-        train_hybrid.main(words(demos, tmp_path, env="TinyGenerous-v0"))
+def test_rewards_that_the_demos_do_not_know_end_the_run(demos, tmp_path, capsys):
+    message = "gave the reward 5.0 (terminated True)"
+    assert message in stopped_by(demos, tmp_path, capsys, env="TinyGenerous-v0")
+
+
+def test_an_environment_without_verdict_ends_the_run(demos, tmp_path, capsys):
+    assert "wanted 'succeed' (bool)" in stopped_by(demos, tmp_path, capsys, env="TinySilent-v0")
+
+
+def test_a_wrong_correction_ends_the_run_and_the_run_goes_on(demos, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyEnv, "human_action", np.full(5, 0.5, np.float32))
+        error = stopped_by(demos, tmp_path, capsys, env="TinyHuman-v0")
+    assert "info['intervene_action'] is [0.5 0.5 0.5 0.5 0.5]; wanted (6,) numbers in [-1, 1]" in error
+    train_hybrid.main(words(demos, tmp_path, env="TinyHuman-v0", resume=True))
+    assert content(tmp_path)["step"] >= 2 * LENGTH
+
+
+def stopped_by(demos, out, capsys, **changes):
+    """The one line of a run that the environment ends; what was learned until then is saved."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train_hybrid.main(words(demos, out, **changes))
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and len(lines) == 1 and (out / "last.pt").exists()
+    return lines[0]
 
 
 # ---------------------------------------------------------------- resume and interruption
@@ -395,6 +424,28 @@ def test_numbers_that_went_wrong_are_not_saved(demos, tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match="--lr"):
         train_hybrid.main(words(demos, tmp_path, eval_every=100))
     assert content(tmp_path)["step"] == 0
+
+
+def test_a_diverged_agent_is_not_saved_over_a_good_one(demos, tmp_path, monkeypatch):
+    act = train_hybrid.HybridTraining.act
+
+    def diverged(run, step):
+        if step == LENGTH + 2:
+            next(run.agent.actor.parameters()).data.fill_(float("nan"))
+        return act(run, step)
+
+    monkeypatch.setattr(train_hybrid.HybridTraining, "act", diverged)
+    with pytest.raises(FloatingPointError, match="the action is NaN"):
+        train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0))
+    assert content(tmp_path)["step"] == 0
+    run = training(demos, tmp_path)
+    next(run.agent.online.parameters()).data.fill_(float("nan"))
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(FloatingPointError, match="holds NaN or infinity and is not saved"):
+        run.checkpoint.save(5, run.progress)
+    with pytest.raises(FloatingPointError, match="is not saved"):
+        run.agent.save(tmp_path / "best.pt")
+    assert before == (tmp_path / "last.pt").read_bytes()
 
 
 def test_interrupted_while_encoding_starts_anew(demos, tmp_path, monkeypatch):
@@ -464,8 +515,12 @@ BAD = {
     "lost classifier": ({"reward": "classifier", "classifier_ckpt": "none.pt"}, "none.pt"),
     "lost agent": ({"init_ckpt": "none.pt"}, "none.pt"),
     "lost policy": ({"eval_ckpt": "none.pt"}, "none.pt"),
-    "two things": ({"eval_ckpt": "none.pt", "resume": True}, "--eval_ckpt evaluates and --resume trains"),
+    "two things": ({"eval_ckpt": "none.pt", "resume": True}, "--eval_ckpt evaluates, --resume and --init_ckpt train"),
+    "two agents": ({"eval_ckpt": "none.pt", "init_ckpt": "none.pt"}, "--eval_ckpt evaluates"),
+    "seed": ({"seed": 10**20}, "--seed is 100000000000000000000; wanted 0 to 2^63 - 1"),
     "env": ({"env": "NoSuchTask-v0"}, "--env NoSuchTask-v0"),
+    "wide": ({"env": "TinyWide-v0"}, "wanted -1 to 1"),
+    "broken env": ({"env": "TinyBroken-v0"}, "--env TinyBroken-v0 cannot be made: TypeError"),
     "package": ({"env": "no_such_package:Task-v0"}, "--env no_such_package:Task-v0"),
     "other env": ({"env": "built-in"}, "--env built-in does not fit the demos: observation 'image' is (128, 128, 3)"),
     "resume": ({"resume": True}, "no checkpoint to resume from"),
@@ -477,6 +532,14 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_2(name, demos, tmp_path, capsys):
     changes, message = BAD[name]
     refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_buffer_beyond_the_memory(demos, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_hybrid.main(words(demos, tmp_path / "run", buffer_capacity=10**13))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "a buffer of 10,000,000,000,048 transitions does not fit into memory" in last
     assert not (tmp_path / "run").exists()
 
 
@@ -497,6 +560,24 @@ def test_wrong_files_as_checkpoints(demos, tmp_path, capsys):
     ):
         more = {"reward": "classifier"} if option == "classifier_ckpt" else {}
         refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **{option: tmp_path / file}, **more))
+
+
+def test_damaged_files_of_a_run_are_found_on_resume(demos, tmp_path, capsys):
+    train_hybrid.main(words(demos, tmp_path, max_steps=1))
+    part = next(tmp_path.glob("buffer_online_*.pt"))
+    for file, damage, message in (
+        ("best.pt", lambda f: f.write_bytes(f.read_bytes()[:1000]), "best.pt: not a readable checkpoint"),
+        ("best.pt", lambda f: torch.save({"weights": 1}, f), "best.pt beside last.pt is not an agent's checkpoint"),
+        (part.name, lambda f: torch.save({"weights": 1}, f), f"{part.name}: not a part of a buffer"),
+        ("metrics.jsonl", lambda f: f.write_text("{]\n"), "metrics.jsonl: damaged"),
+    ):
+        whole = (tmp_path / file).read_bytes()
+        damage(tmp_path / file)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train_hybrid.main(words(demos, tmp_path, max_steps=1, resume=True))
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+        (tmp_path / file).write_bytes(whole)
 
 
 def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):

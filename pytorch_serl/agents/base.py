@@ -17,7 +17,10 @@ Tensors = dict[str, torch.Tensor]
 
 def _tensor(x: Any) -> torch.Tensor:
     """`x` as a tensor; an array with negative strides, as `frame[..., ::-1]` from a BGR camera has, is copied."""
-    return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
+    try:
+        return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"an observation holds a {type(x).__name__}; wanted arrays or tensors ({error})") from None
 
 
 class PixelAgent:
@@ -63,6 +66,9 @@ class PixelAgent:
             warnings.warn(
                 "the observation has a 'state' but the agent was built without state_dim and ignores it", stacklevel=4
             )
+        sizes = {key: len(value) for key, value in out.items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"the batch has {sizes} entries by key; wanted the same number, at least one")
         return out
 
     def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
@@ -124,27 +130,22 @@ class PixelAgent:
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
         }
 
+    def check_finite(self) -> None:
+        """Raise FloatingPointError where a trained parameter is NaN or infinite, so that it is never saved."""
+        for name in ("online", "actor", "temperature"):
+            for tensor, values in getattr(self, name).named_parameters():
+                if not torch.isfinite(values).all():
+                    raise FloatingPointError(f"{name}.{tensor} holds NaN or infinity and is not saved; try a lower lr")
+
     def load_state_dict(self, state: dict[str, Any], source: str = "checkpoint") -> None:
         """Take over a `state_dict()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
-        if not {"kind", "config", "modules", "optimizers"} <= set(state):
-            raise ValueError(
-                f"{source}: not an agent checkpoint of this project (it has {sorted(map(str, state))[:6]})"
-            )
-        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone")
-        wrong = [f"{k} is {state['config'].get(k)}, here {self.config[k]}" for k in shaping
-                 if state["config"].get(k) != self.config[k]]  # fmt: skip
-        if state["kind"] != type(self).__name__:
-            wrong.insert(0, f"it holds a {state['kind']}, this run needs a {type(self).__name__}")
-        own = self.state_dict()["modules"]
-        for name, module in own.items():
-            theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
-            ours = {k: tuple(v.shape) for k, v in module.items()}
-            wrong += [f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
-                      for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]  # fmt: skip
-        if wrong:
-            raise ValueError(f"{source} does not fit this agent: " + "; ".join(wrong[:8]))
+        if not self._well_formed(state):
+            has = sorted(map(str, state))[:6] if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"{source}: not an agent checkpoint of this project (it has {has})")
+        if misfits := self._misfits(state):
+            raise ValueError(f"{source} does not fit this agent: " + "; ".join(misfits[:8]))
         self.backbone = copy.deepcopy(self.backbone)  # a classifier may share the one that was passed in
-        for name in own:
+        for name in self.state_dict()["modules"]:
             getattr(self, name).load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers.items():
             own = [{k: group[k] for k in ("lr", "fused")} for group in optimizer.param_groups]
@@ -152,8 +153,38 @@ class PixelAgent:
             for group, settings in zip(optimizer.param_groups, own):  # this run's and this device's, not the file's
                 group.update(settings)
 
+    def _misfits(self, state: dict[str, Any]) -> list[str]:
+        """What of a well-formed `state_dict()` belongs to another agent."""
+        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone")
+        kind, config = type(self).__name__, state["config"]
+        wrong = [f"it holds a {state['kind']}, this run needs a {kind}"] * (state["kind"] != kind)
+        wrong += [f"{k} is {config.get(k)}, here {self.config[k]}" for k in shaping if config.get(k) != self.config[k]]
+        for name, module in self.state_dict()["modules"].items():
+            theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
+            ours = {k: tuple(v.shape) for k, v in module.items()}
+            wrong += [f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
+                      for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]  # fmt: skip
+        for name, optimizer in self.optimizers.items():
+            groups = optimizer.param_groups, state["optimizers"][name]["param_groups"]
+            ours, theirs = ([len(group["params"]) for group in part] for part in groups)
+            wrong += [f"its {name} optimiser has {theirs} parameters, here {ours}"] * (ours != theirs)
+        return wrong
+
+    def _well_formed(self, state: Any) -> bool:
+        """Whether `state` has the parts of a `state_dict()`, each of its kind."""
+        if not isinstance(state, dict) or not {"kind", "config", "modules", "optimizers"} <= set(state):
+            return False
+        parts = [state["config"], state["modules"], state["optimizers"]]
+        if not all(isinstance(part, dict) for part in parts) or state["optimizers"].keys() != self.optimizers.keys():
+            return False
+        tensors = [x for m in state["modules"].values() for x in (m.values() if isinstance(m, dict) else [m])]
+        return all(isinstance(x, torch.Tensor) for x in tensors) and all(
+            isinstance(o, dict) and {"state", "param_groups"} <= o.keys() for o in state["optimizers"].values()
+        )
+
     def save(self, path: str) -> None:
-        """Write `state_dict()` to `path`, atomically."""
+        """Write `state_dict()` to `path`, atomically. Raises FloatingPointError as `check_finite` does."""
+        self.check_finite()
         with atomic_write(path) as file:
             torch.save(self.state_dict(), file)
 

@@ -32,6 +32,7 @@ from pytorch_serl.utils.device import DEVICE
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 MAX_ADVANTAGE_WEIGHT = 5.0
+BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
 
 
 class SACAgent(PixelAgent):
@@ -74,6 +75,8 @@ class SACAgent(PixelAgent):
         device: torch.device | str | None = None,
     ):
         self.image_keys = check_image_keys(image_keys)
+        if action_dim < 1 or ensemble_size < 1:
+            raise ValueError(f"action_dim is {action_dim}, ensemble_size {ensemble_size}; wanted 1 or more of both")
         if not self.image_keys and not state_dim:
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
         self.device = torch.device(device) if device is not None else DEVICE
@@ -139,6 +142,7 @@ class SACAgent(PixelAgent):
             augment: random crops on uint8 images (stored features carry theirs already).
             noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
         Returns: detached scalars on the device, by metric name.
+        Raises ValueError for a batch that lacks something, has other shapes, or is too small for its advantages.
         """
         batch = self._prepare(batch, augment)
         noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in ("critic_next", "temp_next", "actor")}
@@ -234,6 +238,8 @@ class SACAgent(PixelAgent):
     @torch.no_grad()
     def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
         """exp(advantage / spread of Q over the batch), capped, mean 1: about 1 where all demos are equally good."""
+        if len(encoding) < 2:
+            raise ValueError("advantage_weighted needs a batch of two or more: the spread of Q over it is the unit")
         mean, std = self.actor(encoding)
         policy_action, _ = sample_tanh_normal(mean, std, torch.randn_like(mean))
         q = self.critic(encoding, batch["arm_actions"])  # (E, B)
@@ -260,15 +266,21 @@ class SACAgent(PixelAgent):
         return encodings
 
     def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:
-        """Move a sampled batch to the device, crop its images and run the frozen backbone on them."""
+        """Check a sampled batch, move it to the device, crop its images and run the frozen backbone on them."""
+        missing = [k for k in ("observations", "next_observations", *BATCH_COLUMNS[:3]) if k not in batch]
+        if missing:
+            raise ValueError(f"the batch lacks {missing}; it has {sorted(batch)}")
         out: dict[str, Any] = {
-            k: torch.as_tensor(v, dtype=torch.float32).to(self.device)
-            for k, v in batch.items()
-            if k in ("actions", "rewards", "masks", "grasp_penalty", "is_demo")
+            k: torch.as_tensor(v, dtype=torch.float32).to(self.device) for k, v in batch.items() if k in BATCH_COLUMNS
         }
+        wrong = {k: tuple(v.shape) for k, v in out.items() if k != "actions" and v.shape != out["actions"].shape[:1]}
+        if wrong:
+            raise ValueError(f"the batch has {wrong} beside actions {tuple(out['actions'].shape)}; wanted (B,)")
         for key in ("observations", "next_observations"):
             out[key] = self._features(self._tensors(batch[key]), augment)
         out.setdefault("is_demo", torch.ones_like(out["rewards"]))
+        if len(out["actions"]) != len(next(iter(out["observations"].values()))):
+            raise ValueError(f"the batch has {len(out['actions'])} actions beside another number of observations")
         out["arm_actions"], out["gripper_index"] = self._split_actions(out["actions"])
         return out
 
@@ -290,12 +302,15 @@ class SACAgent(PixelAgent):
             obs: uint8 images (H, W, 3) or (B, H, W, 3), or features from `encode_frames`; `state` (D,) or (B, D).
             argmax: the policy's mode instead of a sample. Gripper commands are always the best ones.
         Returns: float32 (A,) or (B, A) in [-1, 1], gripper entries in {-1, 0, 1}.
+        Raises ValueError for an observation of other keys, dtypes or shapes, FloatingPointError instead of NaN.
         """
         single, obs = self._batched(obs)
         encoding = self.encoder(self.encoder.pool(self._features(self._tensors(obs))))  # (B, D)
         mean, std = self.actor(encoding)
         action = torch.tanh(mean if argmax else mean + std * torch.randn_like(mean))
         action = self._join_actions(action, encoding).cpu().numpy()
+        if not np.isfinite(action).all():
+            raise FloatingPointError("the action is NaN: the networks diverged, or the observation's state holds NaN")
         return action[0] if single else action
 
     def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:

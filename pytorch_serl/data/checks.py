@@ -187,7 +187,10 @@ def read_number(place, key, value):
         value = value.reshape(())[()]
     if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
         raise place.error(key, show(value), "one number", "save it as a float")
-    number = float(value) if abs(value) < 1e300 else np.inf
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond any float
+        number = np.inf
     if not np.isfinite(number):
         raise place.error(key, show(value), "a finite number", NOT_FINITE)
     return number

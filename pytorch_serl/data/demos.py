@@ -79,6 +79,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
     """
     num_arms(setup_mode)  # refuses an unknown mode
     paths = [str(path) for path in _as_list("demo_paths", paths, (str, os.PathLike))]
+    _as_list("demo_paths", [os.path.realpath(path) for path in paths], str)  # no file twice under two names
     image_keys = _as_list("image_keys", image_keys, str)
     if "state" in image_keys:
         raise ValueError("image_keys: got 'state', wanted cameras only; state is read where the file has it")
@@ -122,7 +123,7 @@ def _as_list(name, values, kinds):
 
 def _read_file(path, image_keys, setup_mode):
     raw = load_transitions(path)
-    has_state, has_masks = _has_state(raw[0]), "masks" in raw[0]
+    has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
         place = Place(path, index)
@@ -154,7 +155,7 @@ def _read_file(path, image_keys, setup_mode):
 
 
 def _has_state(transition):
-    observation = transition.get("observations")
+    observation = transition.get("observations") if isinstance(transition, dict) else None
     return isinstance(observation, dict) and "state" in observation
 
 

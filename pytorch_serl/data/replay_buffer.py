@@ -90,7 +90,12 @@ class ReplayBuffer:
         if not (np.abs(values["action"]) <= 1.0).all():
             raise ValueError(f"action {values['action']} has entries outside [-1, 1] or NaN")
         if not self._columns:
-            self.allocate(groups["observations"], len(values["action"]))
+            try:
+                self.allocate(groups["observations"], len(values["action"]))
+            except MemoryError as error:
+                raise ValueError(
+                    f"a buffer of {self.capacity:,} transitions does not fit into memory: {error}"
+                ) from None
         self._check(groups, values)
         with self._lock:
             obs, next_obs = groups.values()

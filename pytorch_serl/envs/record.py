@@ -264,7 +264,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         summary = record(**vars(args))
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"record: {error}", file=sys.stderr)
         return 2
     size = summary["demos"].stat().st_size / 1e6

@@ -81,6 +81,8 @@ class TabletopEnv(gym.Env):
     ):
         if setup_mode not in SETUP_MODES:
             raise ValueError(f"setup_mode is {setup_mode!r}; choose one of {', '.join(SETUP_MODES)}")
+        if image_size < 16:
+            raise ValueError(f"image_size is {image_size}; wanted 16 pixels or more")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; choose None or 'rgb_array'")
         self.setup_mode, self.image_size, self.max_episode_steps = setup_mode, image_size, max_episode_steps

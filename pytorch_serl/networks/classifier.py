@@ -220,4 +220,8 @@ def _classifier_part(content: dict[str, Any], source: str) -> dict[str, Any]:
     wanted = {"image_keys", "dropout", "trainable_backbone", "threshold", "image_shapes", "validation", "weights"}
     if not isinstance(content, dict) or content.get("kind") != "RewardClassifier" or wanted - content.keys():
         raise ValueError(f"{source}: not a reward classifier of this project (it has {sorted(map(str, content))[:6]})")
+    kinds = {"image_keys": list, "threshold": (int, float), "image_shapes": dict, "weights": dict}
+    wrong = [f"{name} is {content[name]!r:.60}" for name, kind in kinds.items() if not isinstance(content[name], kind)]
+    if wrong or not all(isinstance(value, torch.Tensor) for value in content["weights"].values()):
+        raise ValueError(f"{source}: a damaged reward classifier: {'; '.join(wrong) or 'weights that are no tensors'}")
     return content

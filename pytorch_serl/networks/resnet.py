@@ -136,7 +136,7 @@ def check_image_keys(image_keys: Iterable[str]) -> list[str]:
     if len(set(keys)) < len(keys):
         raise ValueError(f"image_keys is {keys}; wanted each camera once")
     for key in keys:
-        if not key or "." in key or hasattr(nn.ModuleDict, key):
+        if not key or "." in key or hasattr(nn.ModuleDict(), key):
             raise ValueError(f"image_keys has {key!r}, which cannot name a PyTorch module; rename the camera")
     return keys
 

@@ -84,5 +84,5 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
         "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
         "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
         "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
-        "seed": (args.seed >= 0, "0 or more"),
+        "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
     })  # fmt: skip

@@ -99,13 +99,13 @@ def env_id(name: str) -> str:
 def make_env(name: str, setup_mode: str) -> gym.Env:
     """The environment of a Gymnasium id (`package:Id` included) or short name; the built-in one takes the setup mode.
 
-    Raises ValueError, naming the id, when it cannot be made.
+    Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
     settings = {"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}
     try:
         return gym.make(env_id(name), **settings)
-    except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"--env {name}: {error}") from error
+    except Exception as error:  # the package is the user's: anything can be wrong in it
+        raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
@@ -133,5 +133,7 @@ def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
     ]
     if env.action_space.shape != (demos.action_dim,):
         wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")
+    elif not (np.allclose(env.action_space.low, -1) and np.allclose(env.action_space.high, 1)):
+        wrong.append(f"actions lie in {env.action_space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
     if wrong:
         raise ValueError(f"--env {env_id} does not fit the demos: " + "; ".join(wrong))

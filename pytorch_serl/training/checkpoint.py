@@ -12,6 +12,7 @@ from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.run import BEST, LAST, rng_state, save_checkpoint, set_rng_state
 from pytorch_serl.utils.files import load_checkpoint
 
+PART = {"counters", "tail", "first", "columns", "frames"}
 CONTENT = {"step", "agent", "rng", "progress", "parts", "sampling", "identity"}
 
 
@@ -49,8 +50,9 @@ class RunCheckpoint:
         """Write the new part of every buffer, then `last.pt`.
 
         `progress` is what the script wants back on resume; its `evaluated` is the step of the last evaluation, after
-        which there is a `best.pt`.
+        which there is a `best.pt`. Raises FloatingPointError, and leaves `last.pt` as it is, where a parameter is NaN.
         """
+        self.agent.check_finite()
         for name, buffer in self.buffers.items():
             part = buffer.export(self.counters[name])
             if part["counters"] != self.counters[name]:
@@ -78,7 +80,14 @@ class RunCheckpoint:
         self._check_identity(content["identity"])
         if content["progress"]["evaluated"] > 0 and not (self.path / BEST).is_file():
             raise ValueError(f"{self.path / BEST} is missing beside {LAST}; put it back or start anew")
+        if (self.path / BEST).is_file() and "modules" not in load_checkpoint(self.path / BEST):
+            raise ValueError(
+                f"{self.path / BEST} beside {LAST} is not an agent's checkpoint; put it back or start anew"
+            )
         parts = [(part["buffer"], load_checkpoint(self.path / part["file"])) for part in content["parts"]]
+        for (_, part), named in zip(parts, content["parts"]):
+            if not PART <= part.keys():
+                raise ValueError(f"{self.path / named['file']}: not a part of a buffer (it has {sorted(part)[:6]})")
         self.agent.load_state_dict(content["agent"], str(self.path / LAST))
         for name, part in parts:
             self.buffers[name].restore(part)

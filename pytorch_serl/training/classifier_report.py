@@ -138,6 +138,6 @@ def mistakes_sheet(
             axis.imshow(np.concatenate(strip, 1))
             wrong = (prob[row] > threshold) != label
             axis.set_title(f"{names[row]}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}", fontsize=7,
-                           color="red" if wrong else "black")  # fmt: skip
+                           color="red" if wrong else "black", parse_math=False)  # fmt: skip
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)

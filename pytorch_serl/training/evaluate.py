@@ -69,7 +69,7 @@ def evaluate(
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
         screen: end after SCREEN_EPISODES episodes where fewer than this share of them succeeded.
-    Raises ValueError when the environment does not report success.
+    Raises ContractError when the environment does not report success.
     """
     successes, helped, steps_to_success, returns, commands, frames = 0, 0, [], [], {-1: 0, 0: 0, 1: 0}, []
     grippers = getattr(agent, "num_grippers", 0)

@@ -7,10 +7,14 @@ import gymnasium as gym
 from pytorch_serl.networks.classifier import RewardClassifier
 
 
+class ContractError(ValueError):
+    """The environment did what the contract with it excludes, which nobody can see before it does."""
+
+
 def succeeded(info: dict[str, Any]) -> bool:
-    """`info["succeed"]` of the last step. Raises ValueError when the environment does not report it."""
+    """`info["succeed"]` of the last step. Raises ContractError when the environment does not report it."""
     if "succeed" not in info:
-        raise ValueError(
+        raise ContractError(
             f"the environment's info has {sorted(map(str, info))} at the end of an episode; wanted 'succeed' (bool), "
             "or give a classifier (--reward classifier --classifier_ckpt ...)"
         )

@@ -6,8 +6,9 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,27 @@ RUN_FILES = (SETTINGS, METRICS, LAST, BEST, "buffer_*_*.pt", "learning_curve.png
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Turn errors in the user's input into one line on stderr and exit code 2; use `with user_errors():`.
 
-    Put it around reading and checking, not around the training loop: there an exception is a defect and keeps its
-    traceback. ValueError is what the checks of this project raise; OSError is a missing or unreadable file.
+    Put it around reading and checking. Around the training loop, where other exceptions are defects and keep their
+    traceback, give `(ContractError,)`. ValueError is what the checks of this project raise; OSError is a missing or
+    unreadable file.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; Ctrl-C where there is nothing to save ends it in one line and exit code 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,11 +161,17 @@ def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_
     """
     check_run_dir(path, resume, overwrite, own_files)
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    make_writable_dir(path)
     if overwrite:
         for file in _run_files(path, own_files):
             file.unlink()
     return path
+
+
+def make_writable_dir(path: Path) -> None:
+    """Make the directory; raises OSError now, not hours later, where nothing can be written to it."""
+    path.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path).close()
 
 
 def _run_files(path: Path, own_files: Iterable[str]) -> list[Path]:
@@ -192,6 +209,7 @@ class MetricLogger:
     Args:
         path: the run directory.
         resume_step: continue an old log; lines after this step, which a killed run wrote past its checkpoint, go.
+    Raises ValueError for an old log that is damaged.
     """
 
     def __init__(self, path: str | os.PathLike, resume_step: int | None = None):
@@ -199,7 +217,12 @@ class MetricLogger:
         self.file = Path(path) / METRICS
         if resume_step is not None and self.file.exists():
             complete = self.file.read_text().split("\n")[:-1]  # a killed run may leave half a line
-            self.rows = [row for row in map(json.loads, complete) if row["step"] <= resume_step]
+            try:
+                self.rows = [row for row in map(json.loads, complete) if row["step"] <= resume_step]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.file}: damaged ({error}); move it away, and --resume starts a new one"
+                ) from None
         with atomic_write(self.file) as file:
             file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self.writer = None

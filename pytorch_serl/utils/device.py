@@ -15,6 +15,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if name not in ("cpu", "mps") and device.type != "cuda":
+            raise RuntimeError("wanted cpu, mps, cuda or cuda:N")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

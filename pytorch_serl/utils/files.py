@@ -32,7 +32,7 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint file") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]  # without torch's advice
         raise ValueError(
             f"{path}: not a readable checkpoint (truncated, or not written by torch.save): {reason}"
         ) from error
