@@ -412,6 +412,20 @@ def test_losses_of_one_update_read_the_old_parameters():
     assert agent.update(batch, noise=noise)["actor_loss"].item() == expected.item()
 
 
+def test_cloning_alone_shapes_the_encoder_where_advantages_weigh():
+    """Other rewards change the critics, and without `advantage_weighted` the encoder, too."""
+    for weighted in (True, False):
+        after = []
+        for reward in (0.0, 1.0):
+            agent = make_agent(0, ["image"], arms=1)
+            batch = make_batch(agent) | {"rewards": np.full(4, reward, np.float32)}
+            torch.manual_seed(1)
+            agent.update(batch, sac_weight=0.0, clone_weight=1.0, advantage_weighted=weighted)
+            after.append(tensors(agent))
+        differ = {name.split(".")[1] for name in changed(*after) if name.startswith("online.")}
+        assert differ == {"critic", "grasp_critic"} | ({"encoder"} if not weighted else set())
+
+
 @pytest.mark.parametrize("arms", [0, 1])
 def test_frozen_backbone_never_moves_and_is_stored_once(arms):
     agent = make_agent(cameras=["a", "b"], arms=arms)

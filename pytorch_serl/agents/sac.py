@@ -138,7 +138,8 @@ class SACAgent(PixelAgent):
             train_critic: False leaves the critics' losses out (pure cloning).
             sac_weight: weight of SAC's actor loss.
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
-            advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359).
+            advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359). The critics then read
+                the encoding detached: from few demos their gradients fit noise, and the clone would suffer for it.
             augment: random crops on uint8 images (stored features carry theirs already).
             noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
         Returns: detached scalars on the device, by metric name.
@@ -149,7 +150,8 @@ class SACAgent(PixelAgent):
         train_actor = bool(sac_weight) and not critic_only
         enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
 
-        losses, info = self._critic_losses(batch, enc, noise["critic_next"]) if train_critic else ({}, {})
+        critic_enc = enc | {"obs": enc["obs"].detach()} if advantage_weighted else enc
+        losses, info = self._critic_losses(batch, critic_enc, noise["critic_next"]) if train_critic else ({}, {})
         if not critic_only:
             if train_actor:
                 actor_loss, actor_info = self._actor_loss(enc["obs_actor"], noise["actor"])
