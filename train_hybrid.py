@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.data.demos import ROUNDING, num_grippers, read_demos
+from pytorch_serl.data.demos import num_grippers, read_demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
@@ -35,7 +35,7 @@ from pytorch_serl.training.arguments import (
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
-from pytorch_serl.training.rewards import ClassifierReward, ContractError, succeeded
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, check_sparse, executed_action, succeeded
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -196,7 +196,8 @@ class HybridTraining:
         else:
             action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
         next_obs, reward, terminated, truncated, info = self.env.step(action)
-        self.check_reward(float(reward), terminated)
+        if self.sparse:
+            check_sparse(float(reward), terminated)
         next_stored = build.to_storage(self.agent, next_obs, views=1)
         transition = {
             "observations": self.stored, "actions": executed_action(info, action), "rewards": float(reward),
@@ -225,14 +226,6 @@ class HybridTraining:
         names = ("observations", "next_observations")
         views = {k: build.repeat_views(self.agent, transition[k], self.args.views) for k in names}
         self.demo.add(transition | views)
-
-    def check_reward(self, reward, terminated):
-        """The critics' targets are clipped to what the demos' rewards allow; the environment's must fit."""
-        if self.sparse and reward != 0.0 and not (reward == 1.0 and terminated):
-            raise ContractError(
-                f"the environment gave the reward {reward} (terminated {terminated}), but in the demos the only reward "
-                "is 1.0 at a success that ends the episode; record demos with the environment's own rewards"
-            )
 
     def random_action(self):
         action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
@@ -340,17 +333,6 @@ class HybridTraining:
                 bar.close()
             log.close()
         return step
-
-
-def executed_action(info, action):
-    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files.
-
-    Raises ContractError for a human's action of another shape than the policy's, outside [-1, 1], or NaN.
-    """
-    human = np.asarray(info.get("intervene_action", action), np.float32)
-    if human.shape != action.shape or not (np.abs(human) <= 1 + ROUNDING).all():
-        raise ContractError(f"info['intervene_action'] is {human}; wanted {action.shape} numbers in [-1, 1]")
-    return human.clip(-1, 1)
 
 
 def make_env(args, demos):

@@ -18,7 +18,7 @@ from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
-from pytorch_serl.training.rewards import ClassifierReward, ContractError
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
     FIXED,
@@ -222,11 +222,11 @@ def test_demos_without_state_in_an_environment_with_one(tmp_path):
 def test_rounding_of_a_human_action_is_clipped():
     action = np.zeros(3, np.float32)
     human = np.array([1.000001, -1.000001, 0.5])
-    assert train_hybrid.executed_action({"intervene_action": human}, action).tolist() == [1.0, -1.0, 0.5]
-    assert train_hybrid.executed_action({}, action + 0.25).tolist() == [0.25] * 3
+    assert executed_action({"intervene_action": human}, action).tolist() == [1.0, -1.0, 0.5]
+    assert executed_action({}, action + 0.25).tolist() == [0.25] * 3
     for wrong in ([1.1, 0, 0], [np.nan, 0, 0], [0, 0]):
         with pytest.raises(ContractError, match=r"wanted \(3,\) numbers"):
-            train_hybrid.executed_action({"intervene_action": np.array(wrong)}, action)
+            executed_action({"intervene_action": np.array(wrong)}, action)
 
 
 @pytest.mark.parametrize("seed", [0, 15_000, 123_456])

@@ -1,9 +1,11 @@
-"""Where success comes from in training: the environment's own verdict, or a reward classifier's."""
+"""What a step gave: success by the environment or by a classifier, rewards and corrections that keep the contract."""
 
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
+from pytorch_serl.data.demos import ROUNDING
 from pytorch_serl.networks.classifier import RewardClassifier
 
 
@@ -19,6 +21,29 @@ def succeeded(info: dict[str, Any]) -> bool:
             "or give a classifier (--reward classifier --classifier_ckpt ...)"
         )
     return bool(info["succeed"])
+
+
+def check_sparse(reward: float, terminated: bool) -> None:
+    """Raise ContractError for a reward that is neither 0 nor 1 at a success that ends the episode.
+
+    For demos that know no other: the critics' targets are clipped to what these rewards allow.
+    """
+    if reward != 0.0 and not (reward == 1.0 and terminated):
+        raise ContractError(
+            f"the environment gave the reward {reward} (terminated {terminated}), but in the demos the only reward "
+            "is 1.0 at a success that ends the episode; record demos with the environment's own rewards"
+        )
+
+
+def executed_action(info: dict[str, Any], action: np.ndarray) -> np.ndarray:
+    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files.
+
+    Raises ContractError for a human's action of another shape than the policy's, outside [-1, 1], or NaN.
+    """
+    human = np.asarray(info.get("intervene_action", action), np.float32)
+    if human.shape != action.shape or not (np.abs(human) <= 1 + ROUNDING).all():
+        raise ContractError(f"info['intervene_action'] is {human}; wanted {action.shape} numbers in [-1, 1]")
+    return human.clip(-1, 1)
 
 
 class ClassifierReward(gym.Wrapper):
