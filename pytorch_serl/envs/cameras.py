@@ -1,4 +1,4 @@
-"""The cameras of the tabletop task, drawn in plain numpy: no renderer, no GPU, about 0.1 ms a picture.
+"""The cameras of the tabletop task, drawn in plain numpy: no renderer, no GPU, about half a millisecond a picture.
 
 Everything is made of one primitive: a quadrilateral with a horizontal upper and lower edge, drawn with
 sub-pixel coverage. Seen by a camera that is not rolled, the front and the top of an upright box have exactly
