@@ -344,6 +344,22 @@ def test_grasp_penalty_reaches_the_loss_and_only_that_one(how):
     assert {k for k in reported[0] if reported[0][k] != reported[1][k]} == {"grasp_critic_loss", "grasp_target_q"}
 
 
+@pytest.mark.parametrize("arms", [0, 1, 2])
+def test_zero_q_is_the_start_of_both_networks_and_learns(arms):
+    agent = make_agent(arms=arms)
+    before = tensors(agent)
+    agent.zero_q()
+    assert all(".head." in name for name in changed(before, tensors(agent)))
+    encoding, action = torch.randn(4, agent.encoder.encoding_dim), torch.randn(4, agent.action_dim)
+    for networks in (agent.online, agent.target):
+        assert (networks["critic"](encoding, action) == 0).all()
+        assert not arms or (networks["grasp_critic"](encoding) == 0).all()
+    for _ in range(2):
+        agent.update(make_batch(agent))
+    q = agent.critic(encoding, action)
+    assert (q != 0).all() and not torch.equal(q[0], q[1])
+
+
 def test_joint_gripper_index_both_ways():
     agent = make_agent(arms=2)
     for left in (-1, 0, 1):

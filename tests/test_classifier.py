@@ -387,7 +387,8 @@ def test_trained_backbone_is_saved_for_the_agents(data, tmp_path):
     best = RewardClassifier.from_checkpoint(tmp_path / "run" / "best.pt", "cpu")
     assert equal(dict(backbone.state_dict()), dict(best.backbone.state_dict()))
     torch.manual_seed(0)
-    assert not torch.equal(backbone.conv_init.weight, RewardClassifier(["image"]).backbone.conv_init.weight)
+    untrained = RewardClassifier(["image"], device="cpu").backbone
+    assert not torch.equal(backbone.conv_init.weight, untrained.conv_init.weight)
     train(*flags(data, tmp_path / "frozen", num_epochs=1, backbone=tmp_path / "run" / "backbone.pt"))
     frozen = RewardClassifier.from_checkpoint(tmp_path / "frozen" / "best.pt", "cpu")
     assert equal(dict(backbone.state_dict()), dict(frozen.backbone.state_dict()))

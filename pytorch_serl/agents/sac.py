@@ -115,6 +115,18 @@ class SACAgent(PixelAgent):
     def _more_critics(self) -> dict[str, nn.Module]:
         return {}
 
+    @torch.no_grad()
+    def zero_q(self) -> None:
+        """Let every Q start at 0: its last Dense becomes 0, as sparse returns nearly are.
+
+        The original's initialisers give each network an offset of its own, with a deviation of about 0.9. The targets
+        bootstrap on it for hundreds of updates, and the cloned gripper choice, read off the same Q, suffers.
+        """
+        for networks in (self.online, self.target):
+            for name in networks.keys() - {"encoder"}:
+                for parameter in networks[name].head.parameters():
+                    parameter.zero_()
+
     # ---------------------------------------------------------------- one update
 
     def update(

@@ -21,15 +21,18 @@ OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py 
 def make_agent(
     demos: Demos, *, lr: float, discount: float, device: torch.device, backbone: ResNet10 | None, trainable: bool
 ) -> SACAgent:
-    """The agent that fits the demos: cameras, state and action dimensions are read from them."""
+    """The agent that fits the demos, every Q at 0: cameras, state and action dimensions are read from them."""
     grippers = num_grippers(demos.setup_mode)
     settings: dict[str, Any] = dict(
         q_range=q_range(demos), lr=lr, state_dim=demos.state_dim, discount=discount, device=device, backbone=backbone,
         trainable_backbone=trainable,
     )  # fmt: skip
     if grippers:
-        return SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
-    return SACAgent(demos.image_keys, demos.continuous_dim, **settings)
+        agent = SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
+    else:
+        agent = SACAgent(demos.image_keys, demos.continuous_dim, **settings)
+    agent.zero_q()
+    return agent
 
 
 def q_range(demos: Demos) -> tuple[float, float] | None:
