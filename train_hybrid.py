@@ -16,14 +16,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from pytorch_serl.data.demos import num_grippers, read_demos
-from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
+from pytorch_serl.data.demos import read_demos
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
+from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.arguments import (
     add_data_arguments,
     add_learning_arguments,
@@ -33,9 +31,10 @@ from pytorch_serl.training.arguments import (
     choose_for_device,
     eval_episodes,
 )
-from pytorch_serl.training.checkpoint import RunCheckpoint, identity
-from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
-from pytorch_serl.training.rewards import ClassifierReward, ContractError, check_sparse, executed_action, succeeded
+from pytorch_serl.training.checkpoint import identity
+from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
+from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.rewards import ClassifierReward, ContractError
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -56,7 +55,6 @@ from pytorch_serl.training.run import (
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
-RECENT = 20  # training episodes in the success rates on the progress bar
 # a resumed run must agree in these to continue bit for bit
 FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "batch_size", "lr", "discount", "cta_ratio",
          "cycles_per_step", "pretrain_steps", "clone_steps", "clone_weight", "training_starts", "random_steps",
@@ -134,121 +132,44 @@ class HybridTraining:
     def __init__(self, args, agent, demos, save_dir, env):
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env = env  # a robot is there only once: evaluation takes place between training episodes
-        self.env = build.add_human(env, args.human, args.seed)
-        self.sparse = agent.config["q_range"] is not None
-        self.online = ReplayBuffer(args.buffer_capacity, agent.image_keys, seed=args.seed)
-        demo_capacity = args.buffer_capacity + 2 * len(demos.transitions)  # a small one drops no demo either
-        self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=args.seed + 1)
-        run = identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos)
-        self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, run)
-        # best: the highest success rate; passed: evaluations in a row at --stop_at; recent: the last training
-        # episodes' (solved, helped steps, steps)
-        self.progress = {"pretrained": 0, "episode": 0, "evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0,
-                         "minutes": 0.0, "recent": []}  # fmt: skip
+        self.actor = Actor(agent, build.add_human(env, args.human, args.seed), seed=args.seed,
+                           random_steps=args.random_steps, sparse=agent.config["q_range"] is not None)  # fmt: skip
+        self.learner = Learner(
+            agent, save_dir, identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
+            Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps, args.clone_weight,
+                     args.clone_steps),
+            capacity=args.buffer_capacity, views=args.views, seed=args.seed,
+            demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
+        )  # fmt: skip
+        # best: the highest success rate; passed: evaluations in a row at --stop_at
+        self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0, "minutes": 0.0}
 
-    # ---------------------------------------------------------------- learning
-
-    def sample(self, batch_size):
-        """RLPD's batch: half online, half demos; `is_demo` marks the half that the cloning term reads."""
-        half = batch_size // 2
-        online, demo = self.online.sample(half), self.demo.sample(half)
-        return concat_batches(
-            online | {"is_demo": torch.zeros(half)},
-            demo | {"is_demo": torch.ones(half)},
-        )
+    # ---------------------------------------------------------------- acting and learning
 
     def pretrain(self):
         """Clone the demos with the critics trained beside it."""
-        done, total = self.progress["pretrained"], self.args.pretrain_steps
-        bar = tqdm(total=total, initial=done, desc="pretraining on the demos", unit="update", mininterval=1)
-        with bar:
-            while self.progress["pretrained"] < total:
+        done, total = self.learner.pretrained, self.args.pretrain_steps
+        with tqdm(total=total, initial=done, desc="pretraining on the demos", unit="update", mininterval=1) as bar:
+            while self.learner.pretrained < total:
                 with uninterrupted():
-                    batch = self.demo.sample(self.args.batch_size)
-                    info = self.agent.update(batch, sac_weight=0.0, clone_weight=1.0)
-                    self.progress["pretrained"] += 1
+                    info = self.learner.pretrain()
                 bar.update()
-                if self.progress["pretrained"] % 100 == 0:
+                if self.learner.pretrained % 100 == 0:
                     bar.set_postfix({k: f"{info[k].item():.3f}" for k in ("clone_error", "q") if k in info})
 
-    def learn(self, step):
-        """`cycles_per_step` cycles: cta_ratio - 1 critic-only updates, then one of all, each on a fresh batch."""
-        clone = self.args.clone_weight * max(0.0, 1.0 - step / self.args.clone_steps)
-        for _ in range(self.args.cycles_per_step):
-            for _ in range(self.args.cta_ratio - 1):
-                self.agent.update(self.sample(self.args.batch_size), critic_only=True)
-            info = self.agent.update(self.sample(self.args.batch_size), clone_weight=clone)
-        return info
-
-    # ---------------------------------------------------------------- acting
-
-    def start_episode(self):
-        seed = (self.args.seed * 100_000 + self.progress["episode"]) % EVAL_SEED  # never an evaluation's
-        obs, _ = self.env.reset(seed=seed)
-        self.progress["episode"] += 1
-        self.helped, self.transitions = 0, []
-        self.stored = build.to_storage(self.agent, obs, views=1)
-
     def act(self, step):
-        """One environment step: choose, execute, store. Returns whether the episode is over."""
-        if step < self.args.random_steps:
-            action = self.random_action()
-        else:
-            action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
-        next_obs, reward, terminated, truncated, info = self.env.step(action)
-        if self.sparse:
-            check_sparse(float(reward), terminated)
-        next_stored = build.to_storage(self.agent, next_obs, views=1)
-        transition = {
-            "observations": self.stored, "actions": executed_action(info, action), "rewards": float(reward),
-            "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
-            "grasp_penalty": info.get("grasp_penalty", 0.0),
-        }  # fmt: skip
-        self.online.add(transition)
-        if "intervene_action" in info:
-            self.add_to_demos(transition)
-            self.helped += 1
-        self.transitions.append(transition)
-        self.stored = next_stored
-        if terminated or truncated:
-            self.end_episode(succeeded(info))
-        return terminated or truncated
-
-    def end_episode(self, solved):
-        if solved and not self.helped and self.args.imitate_successes:
-            for transition in self.transitions:
-                self.add_to_demos(transition)
-        episode = [float(solved), self.helped, len(self.transitions)]
-        self.progress["recent"] = [*self.progress["recent"], episode][-RECENT:]
-
-    def add_to_demos(self, transition):
-        """Store a transition to be imitated beside the demos, whose frames have --views views."""
-        names = ("observations", "next_observations")
-        views = {k: build.repeat_views(self.agent, transition[k], self.args.views) for k in names}
-        self.demo.add(transition | views)
-
-    def random_action(self):
-        action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
-        grippers = num_grippers(self.args.setup_mode)
-        if grippers:
-            action.reshape(grippers, -1)[:, -1] = np.random.randint(-1, 2, grippers)
-        return action
+        """One environment step, stored. Returns whether the episode is over."""
+        transition, corrected = self.actor.act(step)
+        self.learner.add(transition, to_demos=corrected)
+        if transition["dones"] and self.actor.solved and not self.actor.helped and self.args.imitate_successes:
+            for transition in self.actor.transitions:
+                self.learner.imitate(transition)
+        return transition["dones"]
 
     # ---------------------------------------------------------------- watching
 
-    def training_figures(self):
-        """Success with and without help, and the helped share of steps, over the last training episodes."""
-        if not self.progress["recent"]:
-            return {}
-        solved, helped, length = np.array(self.progress["recent"]).T
-        return {
-            "train_success": solved.mean(),
-            "train_success_unaided": (solved * (helped == 0)).mean(),
-            "helped_steps": helped.sum() / length.sum(),
-        }
-
     def log(self, step, log, info, bar):
-        figures = {k: v.item() for k, v in info.items()} | self.training_figures()
+        figures = {k: v.item() for k, v in info.items()} | self.actor.figures()
         if not all(math.isfinite(value) for value in figures.values()):
             raise FloatingPointError(f"step {step}: {figures}; try a lower --lr")
         log.log(step, figures)
@@ -256,7 +177,7 @@ class HybridTraining:
 
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
-        policy = self.agent.averaged()
+        policy = self.learner.averaged()
         screen = self.args.stop_at - SCREEN_MARGIN
         result = evaluate(policy, self.eval_env, eval_episodes(self.args), screen=screen)
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
@@ -264,15 +185,21 @@ class HybridTraining:
             log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})
             if result.success_rate >= self.progress["best"]:
                 self.progress |= {"best": result.success_rate, "best_step": step}
-                policy.save(self.save_dir / BEST)
+                self.learner.save_averaged(self.save_dir / BEST)
             passed = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0
             self.progress |= {"passed": passed, "evaluated": step}
             self.save(step)
         self.draw(log)
 
     def save(self, step):
-        self.progress["minutes"] = self.minutes()
-        return self.checkpoint.save(step, self.progress)
+        self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
+        return self.learner.save(step, self.progress)
+
+    def load(self):
+        """Take over what `save` wrote; returns its step."""
+        step, self.progress = self.learner.load()
+        self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
+        return step
 
     def minutes(self):
         return self.minutes_before + (time.monotonic() - self.started) / 60
@@ -305,16 +232,16 @@ class HybridTraining:
                     self.evaluate(step, log)
                 if step >= self.args.max_steps or self.progress["passed"] >= 2:
                     break
-                self.start_episode()
+                self.actor.start_episode()
                 done, info = False, {}
                 while not done:
                     with uninterrupted():
                         done = self.act(step)
                         step += 1
                         if step >= self.args.training_starts:
-                            info = self.learn(step)
+                            info = self.learner.learn(step)
                     bar.update()
-                if info and self.progress["episode"] % LOG_EVERY == 0:
+                if info and self.actor.episode % LOG_EVERY == 0:
                     self.log(step, log, info, bar)
         except KeyboardInterrupt:
             with uninterrupted():
@@ -380,15 +307,15 @@ def main(argv=None):
             return
         training = HybridTraining(args, agent, demos, save_dir, env)
         if args.init_ckpt:
-            training.progress["pretrained"] = args.pretrain_steps
-        step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+            training.learner.pretrained = args.pretrain_steps
+        step = training.load() if args.resume else 0
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-            build.add_demos(training.demo, demos, agent, args.views, progress=progress)
+            build.add_demos(training.learner.demo, demos, agent, args.views, progress=progress)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
-    full_gb, views = training.demo.full_size_gb(), 1 if agent.backbone is None else args.views
+    full_gb, views = training.learner.demo.full_size_gb(), 1 if agent.backbone is None else args.views
     print(f"buffers of {args.buffer_capacity:,} transitions take memory as they fill; when full: demos and corrections "
           f"{full_gb:.1f} GB, online {full_gb / views:.1f} GB")  # fmt: skip
 

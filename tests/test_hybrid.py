@@ -18,6 +18,7 @@ from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
+from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
@@ -120,12 +121,12 @@ def training(demos, out, **changes):
     read = train_hybrid.read_demos(args.demo_paths, args.image_keys, args.setup_mode)
     agent = build.make_agent(read, lr=1e-3, discount=0.9, device=args.device, backbone=None, trainable=False)
     run = train_hybrid.HybridTraining(args, agent, read, out, train_hybrid.make_env(args, read))
-    build.add_demos(run.demo, read, agent, args.views)
+    build.add_demos(run.learner.demo, read, agent, args.views)
     return run
 
 
 def episode(run):
-    run.start_episode()
+    run.actor.start_episode()
     for step in range(LENGTH):
         done = run.act(step)
     assert done
@@ -185,32 +186,32 @@ def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path)
 
 def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path):
     run = training(demos, tmp_path, env="TinyHuman-v0")
-    before = len(run.demo)
+    before = len(run.learner.demo)
     episode(run), episode(run)
-    assert len(run.online) == 2 * LENGTH and len(run.demo) == before + 2 * len(HUMAN_STEPS)
-    online = [b for b in run.online.in_order(1)]
+    assert len(run.learner.online) == 2 * LENGTH and len(run.learner.demo) == before + 2 * len(HUMAN_STEPS)
+    online = [b for b in run.learner.online.in_order(1)]
     executed = np.stack(run.eval_env.unwrapped.executed)
     assert np.array_equal(np.concatenate([b["actions"] for b in online]), executed)
-    helped = [b for b in run.demo.in_order(1)][before:]
+    helped = [b for b in run.learner.demo.in_order(1)][before:]
     assert all((b["actions"] == 0.5).all() for b in helped)
     for copied, place in zip(helped, (1, 2, LENGTH + 1, LENGTH + 2)):
         for key in ("observations", "next_observations"):
             assert torch.equal(copied[key]["image"], online[place][key]["image"])
-    assert run.training_figures() == {"train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH}
+    assert run.actor.figures() == {"train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH}
 
 
 @pytest.mark.parametrize("imitate", [True, False, None])
 def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
     words = {} if imitate is None else {"imitate_successes" if imitate else "no-imitate_successes": True}
     run = training(demos, tmp_path, **words)  # the default without the scripted human is True
-    before = len(run.demo)
+    before = len(run.learner.demo)
     episode(run), episode(run)  # the second one times out
-    assert len(run.demo) == before + (0 if imitate is False else LENGTH)
-    joined = [b["actions"] for b in run.demo.in_order(1)][before:]
-    assert all(torch.equal(a, b["actions"]) for a, b in zip(joined, run.online.in_order(1)))
+    assert len(run.learner.demo) == before + (0 if imitate is False else LENGTH)
+    joined = [b["actions"] for b in run.learner.demo.in_order(1)][before:]
+    assert all(torch.equal(a, b["actions"]) for a, b in zip(joined, run.learner.online.in_order(1)))
     helped = training(demos, tmp_path, env="TinyHuman-v0", **words)
     episode(helped)
-    assert len(helped.demo) == before + len(HUMAN_STEPS)
+    assert len(helped.learner.demo) == before + len(HUMAN_STEPS)
 
 
 def test_demos_without_state_in_an_environment_with_one(tmp_path):
@@ -232,21 +233,21 @@ def test_rounding_of_a_human_action_is_clipped():
 @pytest.mark.parametrize("seed", [0, 15_000, 123_456])
 def test_training_episodes_are_no_evaluation_episodes(seed, demos, tmp_path):
     run, seeds = training(demos, tmp_path, seed=seed), []
-    reset = run.env.reset
-    run.env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+    reset = run.actor.env.reset
+    run.actor.env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
     episode(run), episode(run)
     assert seeds[1] == seeds[0] + 1 and max(seeds) < EVAL_SEED < FINAL_SEED
 
 
 def test_a_small_buffer_keeps_the_demos(demos, tmp_path):
     run = training(demos, tmp_path, buffer_capacity=3)
-    assert len(run.demo) == 24
+    assert len(run.learner.demo) == 24
 
 
 def test_a_time_limit_bootstraps_and_success_does_not(demos, tmp_path):
     run = training(demos, tmp_path)
     episode(run), episode(run)
-    batch = next(run.online.in_order(100))
+    batch = next(run.learner.online.in_order(100))
     ends = [LENGTH - 1, 2 * LENGTH - 1]  # solved, timed out
     assert batch["masks"].tolist() == [0.0 if i == ends[0] else 1.0 for i in range(2 * LENGTH)]
     assert batch["rewards"].tolist() == [float(i == ends[0]) for i in range(2 * LENGTH)]
@@ -255,9 +256,9 @@ def test_a_time_limit_bootstraps_and_success_does_not(demos, tmp_path):
 def test_batches_are_half_demos_half_online(demos, tmp_path):
     run = training(demos, tmp_path)
     episode(run)
-    batch = run.sample(6)
+    batch = run.learner.sample(6)
     assert batch["is_demo"].tolist() == [0, 0, 0, 1, 1, 1]
-    stored = next(run.online.in_order(100))["actions"], next(run.demo.in_order(100))["actions"]
+    stored = next(run.learner.online.in_order(100))["actions"], next(run.learner.demo.in_order(100))["actions"]
     for row, source in zip(batch["actions"], (0, 0, 0, 1, 1, 1)):
         assert (stored[source] == row).all(-1).any()
 
@@ -267,9 +268,9 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
     monkeypatch.setattr(SACAgent, "update", lambda agent, batch, critic_only=False, **k: calls.append((critic_only, k)))
     run = training(demos, tmp_path, cta_ratio=3, cycles_per_step=2, clone_weight=8, clone_steps=100)
     episode(run)
-    run.learn(25)
+    run.learner.learn(25)
     assert calls == [(True, {}), (True, {}), (False, {"clone_weight": 6.0})] * 2
-    run.learn(1000)
+    run.learner.learn(1000)
     assert calls[-1] == (False, {"clone_weight": 0.0})
 
 
@@ -418,9 +419,9 @@ def test_an_error_of_the_environment_saves_first(demos, tmp_path, monkeypatch, c
 
 def test_numbers_that_went_wrong_are_not_saved(demos, tmp_path, monkeypatch):
     monkeypatch.setattr(train_hybrid, "LOG_EVERY", 1)
-    learn = train_hybrid.HybridTraining.learn
+    learn = Learner.learn
     spoil = lambda run, step: {k: v * float("nan") for k, v in learn(run, step).items()}  # noqa: E731
-    monkeypatch.setattr(train_hybrid.HybridTraining, "learn", spoil)
+    monkeypatch.setattr(Learner, "learn", spoil)
     with pytest.raises(FloatingPointError, match="--lr"):
         train_hybrid.main(words(demos, tmp_path, eval_every=100))
     assert content(tmp_path)["step"] == 0
@@ -442,7 +443,7 @@ def test_a_diverged_agent_is_not_saved_over_a_good_one(demos, tmp_path, monkeypa
     next(run.agent.online.parameters()).data.fill_(float("nan"))
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(FloatingPointError, match="holds NaN or infinity and is not saved"):
-        run.checkpoint.save(5, run.progress)
+        run.learner.save(5, run.progress)
     with pytest.raises(FloatingPointError, match="is not saved"):
         run.agent.save(tmp_path / "best.pt")
     assert before == (tmp_path / "last.pt").read_bytes()
@@ -486,7 +487,7 @@ def test_starts_from_an_offline_agent(demos, tmp_path, monkeypatch):
     offline = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "views": 1, "batch_size": 4}
     train_offline.main(command(offline | {"max_steps": 1, "save_dir": tmp_path / "offline"}))
     best = tmp_path / "offline/best.pt"
-    monkeypatch.setattr(train_hybrid.HybridTraining, "learn", lambda self, step: {})
+    monkeypatch.setattr(Learner, "learn", lambda self, step: {})
     train_hybrid.main(words(demos, tmp_path / "hybrid", init_ckpt=best, max_steps=1))
     modules = content(tmp_path / "hybrid")["agent"]["modules"]
     assert equal(modules, load_checkpoint(best)["modules"])  # no pretraining on top

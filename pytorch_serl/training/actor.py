@@ -1,0 +1,83 @@
+"""The acting half of train_hybrid.py: episodes in the environment, and what came of them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.training import build
+from pytorch_serl.training.evaluate import EVAL_SEED
+from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
+
+RECENT = 20  # training episodes in the success rates on the progress bar
+
+
+class Actor:
+    """Runs training episodes.
+
+    Args:
+        agent: chooses the actions.
+        env: with the human, if there is one.
+        seed: training episode i is seeded seed * 100,000 + i, never as an evaluation.
+        random_steps: environment steps with random actions at the start.
+        sparse: refuse rewards that the critics' clipped targets exclude (`check_sparse`).
+    """
+
+    def __init__(self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool):
+        self.agent, self.env, self.seed = agent, env, seed
+        self.random_steps, self.sparse = random_steps, sparse
+        self.episode = 0
+        self.recent: list[list[float]] = []  # the last training episodes' (solved, helped steps, steps)
+
+    def start_episode(self) -> None:
+        """Reset the environment."""
+        obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
+        self.episode += 1
+        self.helped, self.transitions = 0, []
+        self.stored = build.to_storage(self.agent, obs, views=1)
+
+    def act(self, step: int) -> tuple[dict[str, Any], bool]:
+        """Choose and execute one action; `step` counts environment steps.
+
+        Returns: the transition as a buffer takes it, and whether a human acted instead.
+        Raises ContractError for what the contract with the environment excludes.
+        """
+        if step < self.random_steps:
+            action = self._random_action()
+        else:
+            action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        if self.sparse:
+            check_sparse(float(reward), terminated)
+        next_stored = build.to_storage(self.agent, next_obs, views=1)
+        transition = {
+            "observations": self.stored, "actions": executed_action(info, action), "rewards": float(reward),
+            "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
+            "grasp_penalty": info.get("grasp_penalty", 0.0),
+        }  # fmt: skip
+        self.helped += "intervene_action" in info
+        self.transitions.append(transition)
+        self.stored = next_stored
+        if transition["dones"]:
+            self.solved = succeeded(info)
+            self.recent = [*self.recent, [float(self.solved), self.helped, len(self.transitions)]][-RECENT:]
+        return transition, "intervene_action" in info
+
+    def _random_action(self) -> np.ndarray:
+        action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
+        grippers = self.agent.num_grippers
+        if grippers:
+            action.reshape(grippers, -1)[:, -1] = np.random.randint(-1, 2, grippers)
+        return action
+
+    def figures(self) -> dict[str, float]:
+        """Success with and without help, and the helped share of steps, over the last training episodes."""
+        if not self.recent:
+            return {}
+        solved, helped, length = np.array(self.recent).T
+        return {
+            "train_success": solved.mean(),
+            "train_success_unaided": (solved * (helped == 0)).mean(),
+            "helped_steps": helped.sum() / length.sum(),
+        }

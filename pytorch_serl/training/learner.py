@@ -1,0 +1,114 @@
+"""The learning half of train_hybrid.py: two buffers, batches half and half, updates, checkpoints; no environment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
+from pytorch_serl.training import build
+from pytorch_serl.training.checkpoint import RunCheckpoint
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much is learned when; the options of train_hybrid.py of these names."""
+
+    batch_size: int
+    cta_ratio: int
+    cycles_per_step: int
+    pretrain_steps: int
+    clone_weight: float
+    clone_steps: int
+
+
+class Learner:
+    """Learns from demos and from what an actor sends.
+
+    Args:
+        agent: acts in the same process, too, unless the learner has one of its own (training/processes.py).
+        save_dir: of the run's checkpoint.
+        identity: what a resumed run must share (training/checkpoint.py).
+        schedule: see `Schedule`.
+        capacity: transitions of the online buffer.
+        demo_capacity: transitions of the buffer of demos and corrections.
+        views: stored crops of each demo frame.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self, agent: SACAgent, save_dir: Path, identity: dict[str, Any], schedule: Schedule, *, capacity: int,
+        demo_capacity: int, views: int, seed: int,
+    ):  # fmt: skip
+        self.agent, self.schedule, self.views = agent, schedule, views
+        self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
+        self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
+        self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
+        self.pretrained = 0
+
+    # ---------------------------------------------------------------- data
+
+    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
+        """Store a transition of the actor; a correction also beside the demos, to be imitated."""
+        self.online.add(transition)
+        if to_demos:
+            self.imitate(transition)
+
+    def imitate(self, transition: dict[str, Any]) -> None:
+        """Store a transition beside the demos, whose frames have `views` views."""
+        names = ("observations", "next_observations")
+        views = {k: build.repeat_views(self.agent, transition[k], self.views) for k in names}
+        self.demo.add(transition | views)
+
+    def sample(self, batch_size: int) -> dict[str, Any]:
+        """RLPD's batch: half online, half demos; `is_demo` marks the half that the cloning term reads."""
+        half = batch_size // 2
+        online, demo = self.online.sample(half), self.demo.sample(half)
+        return concat_batches(
+            online | {"is_demo": torch.zeros(half)},
+            demo | {"is_demo": torch.ones(half)},
+        )
+
+    # ---------------------------------------------------------------- learning
+
+    def pretrain(self) -> dict[str, torch.Tensor]:
+        """One update of cloning the demos, with the critics trained beside it."""
+        info = self.agent.update(self.demo.sample(self.schedule.batch_size), sac_weight=0.0, clone_weight=1.0)
+        self.pretrained += 1
+        return info
+
+    def learn(self, step: int) -> dict[str, torch.Tensor]:
+        """What an environment step allows: cycles of cta_ratio - 1 critic-only updates, then one of all.
+
+        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it.
+        """
+        plan = self.schedule
+        clone = plan.clone_weight * max(0.0, 1.0 - step / plan.clone_steps)
+        for _ in range(plan.cycles_per_step):
+            for _ in range(plan.cta_ratio - 1):
+                self.agent.update(self.sample(plan.batch_size), critic_only=True)
+            info = self.agent.update(self.sample(plan.batch_size), clone_weight=clone)
+        return info
+
+    # ---------------------------------------------------------------- saving
+
+    def averaged(self) -> SACAgent:
+        """The averaged policy, to be evaluated; `save_averaged` keeps this one, whatever was learned since."""
+        self.candidate = self.agent.averaged()
+        return self.candidate
+
+    def save_averaged(self, path: Path) -> None:
+        """Write what `averaged` returned last."""
+        self.candidate.save(path)
+
+    def save(self, step: int, progress: dict[str, Any]) -> Path:
+        """Write everything that --resume needs; `progress` is the script's own."""
+        return self.checkpoint.save(step, progress | {"pretrained": self.pretrained})
+
+    def load(self) -> tuple[int, dict[str, Any]]:
+        """Take over what `save` wrote; returns its step and progress."""
+        step, progress = self.checkpoint.load()
+        self.pretrained = progress["pretrained"]
+        return step, progress
