@@ -10,7 +10,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
-import math
 import signal
 import time
 from functools import partial
@@ -141,6 +140,7 @@ class HybridTraining:
             capacity=args.buffer_capacity, views=args.views, seed=args.seed,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
         )  # fmt: skip
+        self.alarms = build.make_alarms(demos, agent)
         # best: the highest success rate; passed: evaluations in a row at --stop_at
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0, "minutes": 0.0}
 
@@ -170,9 +170,7 @@ class HybridTraining:
 
     def log(self, step, log, info, bar):
         figures = {k: v.item() for k, v in info.items()} | self.actor.figures()
-        if not all(math.isfinite(value) for value in figures.values()):
-            raise FloatingPointError(f"step {step}: {figures}; try a lower --lr")
-        log.log(step, figures)
+        log.log(step, figures | self.alarms.check(step, figures))
         bar.set_postfix({k: f"{figures[k]:.2f}" for k in ("train_success", "helped_steps", "q", "entropy")})
 
     def evaluate(self, step, log):

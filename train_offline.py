@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training import build
+from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.arguments import (
     add_data_arguments,
     add_learning_arguments,
@@ -113,6 +114,7 @@ class OfflineTraining:
         self.held_out = ReplayBuffer(capacity, agent.image_keys)
         run = identity("train_offline.py", {name: getattr(args, name) for name in FIXED}, demos)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out}, run)
+        self.alarms = build.make_alarms(demos, agent)
         # best: the highest success rate, or the lowest held-out error; passed: evaluations in a row at --stop_at
         self.progress = {"best": -1.0 if env else math.inf, "best_step": 0, "passed": 0, "evaluated": 0, "minutes": 0.0}
 
@@ -207,10 +209,12 @@ class OfflineTraining:
                 if step >= args.max_steps or self.stop_reason():
                     break
                 with uninterrupted():
-                    info = self.agent.update(self.demo.sample(args.batch_size), **UPDATES[args.algo])
+                    batch = self.demo.sample(args.batch_size)
+                    info = self.agent.update(batch, **UPDATES[args.algo])
                     step += 1
                 bar.update()
                 if step % LOG_EVERY == 0:
+                    check_numbers(info, [batch], self.save_dir, f"update {step}")
                     self.log(step, log, info, bar)
                 if step - first in TIMED_UPDATES:
                     self.announce_duration(step - first, info)
@@ -227,9 +231,7 @@ class OfflineTraining:
 
     def log(self, step, log, info, bar):
         figures = {name: value.item() for name, value in info.items()}
-        if not all(math.isfinite(value) for value in figures.values()):
-            raise FloatingPointError(f"update {step}: {figures}; try a lower --lr")
-        log.log(step, figures)
+        log.log(step, figures | self.alarms.check(step, figures))
         bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("clone_error", "gripper_accuracy", "q") if k in figures})
 
     def announce_duration(self, count, info):

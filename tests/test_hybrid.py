@@ -197,7 +197,35 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
     for copied, place in zip(helped, (1, 2, LENGTH + 1, LENGTH + 2)):
         for key in ("observations", "next_observations"):
             assert torch.equal(copied[key]["image"], online[place][key]["image"])
-    assert run.actor.figures() == {"train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH}
+    assert run.actor.figures() == {
+        "train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH, "idle_corrections": 0.0,
+    }  # fmt: skip
+
+
+def test_corrections_that_are_all_the_same_are_noticed(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules[__name__], "HUMAN_STEPS", range(1, LENGTH))
+    train_hybrid.main(words(demos, tmp_path, env="TinyHuman-v0", max_steps=5 * LENGTH, stop_at=1, eval_every=100))
+    assert capsys.readouterr().out.count("the human's actions of a whole episode are all the same") == 1
+    assert metrics(tmp_path, "alarm_corrections") == {5 * LENGTH: 1.0}
+
+
+def test_the_policys_gripper_commands_are_counted(demos, tmp_path):
+    """Of two grippers the least, over the last 20 episodes."""
+    actor = training(demos, tmp_path).actor
+    actor.agent.num_grippers, commands = 2, iter(())
+    actor.agent.sample_actions = lambda obs: np.array([0, 0, next(commands), 0, 0, next(commands)], np.float32)
+
+    def episode(*first):
+        nonlocal commands
+        commands = iter([*first, *[0] * (2 * LENGTH)])
+        actor.start_episode()
+        while not actor.act(0)[0]["dones"]:
+            pass
+        return actor.figures().get("gripper_closes"), actor.figures().get("gripper_opens")
+
+    assert {episode(-1, 1, -1, 0, 0, 1) for _ in range(19)} == {(None, None)}
+    assert episode(-1, 1) == (0, 0)  # left never opens, right never closes
+    assert episode(-1, -1, 1, 1, -1, -1) == (2, 1)
 
 
 @pytest.mark.parametrize("imitate", [True, False, None])
@@ -418,13 +446,18 @@ def test_an_error_of_the_environment_saves_first(demos, tmp_path, monkeypatch, c
 
 
 def test_numbers_that_went_wrong_are_not_saved(demos, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_hybrid, "LOG_EVERY", 1)
-    learn = Learner.learn
-    spoil = lambda run, step: {k: v * float("nan") for k, v in learn(run, step).items()}  # noqa: E731
-    monkeypatch.setattr(Learner, "learn", spoil)
-    with pytest.raises(FloatingPointError, match="--lr"):
+    update = SACAgent.update
+
+    def spoil(agent, batch, **options):
+        info = update(agent, batch, **options)
+        return info if options.get("clone_weight") == 1.0 else info | {"q": info["critic_loss"] * float("nan")}
+
+    monkeypatch.setattr(SACAgent, "update", spoil)
+    with pytest.raises(FloatingPointError, match=r"environment step 4: \{'q': nan\}; the batch is in .*nan_batch.pt"):
         train_hybrid.main(words(demos, tmp_path, eval_every=100))
     assert content(tmp_path)["step"] == 0
+    saved = load_checkpoint(tmp_path / "nan_batch.pt")
+    assert [b["actions"].shape for b in saved["batches"]] == [(4, 6)] * 2 and saved["batches"][1]["is_demo"].sum() == 2
 
 
 def test_a_diverged_agent_is_not_saved_over_a_good_one(demos, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pytorch_serl.training.evaluate import EVAL_SEED
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
 RECENT = 20  # training episodes in the success rates on the progress bar
+IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
 
 class Actor:
@@ -28,13 +29,16 @@ class Actor:
         self.agent, self.env, self.seed = agent, env, seed
         self.random_steps, self.sparse = random_steps, sparse
         self.episode = 0
-        self.recent: list[list[float]] = []  # the last training episodes' (solved, helped steps, steps)
+        # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
+        # all corrections were the same action)
+        self.recent: list[list[float]] = []
 
     def start_episode(self) -> None:
         """Reset the environment."""
         obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
         self.episode += 1
-        self.helped, self.transitions = 0, []
+        self.helped, self.transitions, self.corrections = 0, [], []
+        self.commands = np.zeros((2, max(1, self.agent.num_grippers)))  # the policy's closings and openings by gripper
         self.stored = build.to_storage(self.agent, obs, views=1)
 
     def act(self, step: int) -> tuple[dict[str, Any], bool]:
@@ -56,13 +60,23 @@ class Actor:
             "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
             "grasp_penalty": info.get("grasp_penalty", 0.0),
         }  # fmt: skip
-        self.helped += "intervene_action" in info
+        if "intervene_action" in info:
+            self.helped += 1
+            self.corrections.append(transition["actions"])
+        elif self.agent.num_grippers:
+            commands = action.reshape(self.agent.num_grippers, -1)[:, -1]
+            self.commands += commands == np.array([[-1], [1]])
         self.transitions.append(transition)
         self.stored = next_stored
         if transition["dones"]:
             self.solved = succeeded(info)
-            self.recent = [*self.recent, [float(self.solved), self.helped, len(self.transitions)]][-RECENT:]
+            self.recent = [*self.recent, self._summary()][-RECENT:]
         return transition, "intervene_action" in info
+
+    def _summary(self) -> list[float]:
+        idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.ptp(self.corrections, axis=0).any()
+        closings, openings = self.commands.min(axis=1).tolist()
+        return [float(self.solved), self.helped, len(self.transitions), closings, openings, float(idle)]
 
     def _random_action(self) -> np.ndarray:
         action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
@@ -72,11 +86,15 @@ class Actor:
         return action
 
     def figures(self) -> dict[str, float]:
-        """Success with and without help, and the helped share of steps, over the last training episodes."""
+        """Over the last training episodes: success with and without help, the helped share of steps, whether all
+        corrections of one of them were the same action, and once there are RECENT episodes the policy's own gripper
+        commands (of two grippers the least)."""
         if not self.recent:
             return {}
-        solved, helped, length = np.array(self.recent).T
-        return {
+        solved, helped, length, closings, openings, idle = np.array(self.recent).T
+        watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
+        return watched | {
+            "idle_corrections": idle.max(),
             "train_success": solved.mean(),
             "train_success_unaided": (solved * (helped == 0)).mean(),
             "helped_steps": helped.sum() / length.sum(),

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
@@ -39,6 +41,15 @@ def q_range(demos: Demos) -> tuple[float, float] | None:
     """(0, 1) where the only reward is 1 on success, which ends the episode: no return can leave that range."""
     sparse = all(t["rewards"] == 0.0 or (t["rewards"] == 1.0 and t["masks"] == 0.0) for t in demos.transitions)
     return (0.0, 1.0) if sparse else None
+
+
+def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
+    """Alarms that know the demos' rewards and gripper commands."""
+    rewards = max(t["rewards"] for t in demos.transitions)
+    max_return = 1.0 if q_range(demos) else max(rewards, 0.0) / max(1 - agent.discount, 1e-3)
+    columns = gripper_columns(demos.action_dim, demos.setup_mode)
+    commands = {int(command) for t in demos.transitions for command in t["actions"][columns]}
+    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands)
 
 
 def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:

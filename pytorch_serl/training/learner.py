@@ -9,6 +9,7 @@ import torch
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
 from pytorch_serl.training import build
+from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
 
 
@@ -42,7 +43,7 @@ class Learner:
         self, agent: SACAgent, save_dir: Path, identity: dict[str, Any], schedule: Schedule, *, capacity: int,
         demo_capacity: int, views: int, seed: int,
     ):  # fmt: skip
-        self.agent, self.schedule, self.views = agent, schedule, views
+        self.agent, self.schedule, self.views, self.save_dir = agent, schedule, views, save_dir
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
@@ -75,21 +76,27 @@ class Learner:
 
     def pretrain(self) -> dict[str, torch.Tensor]:
         """One update of cloning the demos, with the critics trained beside it."""
-        info = self.agent.update(self.demo.sample(self.schedule.batch_size), sac_weight=0.0, clone_weight=1.0)
+        batch = self.demo.sample(self.schedule.batch_size)
+        info = self.agent.update(batch, sac_weight=0.0, clone_weight=1.0)
         self.pretrained += 1
+        check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
 
     def learn(self, step: int) -> dict[str, torch.Tensor]:
         """What an environment step allows: cycles of cta_ratio - 1 critic-only updates, then one of all.
 
-        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it.
+        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it. Raises
+        FloatingPointError as `check_numbers` does.
         """
         plan = self.schedule
         clone = plan.clone_weight * max(0.0, 1.0 - step / plan.clone_steps)
         for _ in range(plan.cycles_per_step):
+            batches = [self.sample(plan.batch_size)]
             for _ in range(plan.cta_ratio - 1):
-                self.agent.update(self.sample(plan.batch_size), critic_only=True)
-            info = self.agent.update(self.sample(plan.batch_size), clone_weight=clone)
+                self.agent.update(batches[-1], critic_only=True)
+                batches.append(self.sample(plan.batch_size))
+            info = self.agent.update(batches[-1], clone_weight=clone)
+            check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
 
     # ---------------------------------------------------------------- saving

@@ -19,8 +19,10 @@ import torch
 from pytorch_serl.utils.files import atomic_write
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
-LAST, BEST = "last.pt", "best.pt"
-RUN_FILES = (SETTINGS, METRICS, LAST, BEST, "buffer_*_*.pt", "learning_curve.png", "events.out.tfevents.*")  # patterns
+LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
+RUN_FILES = (  # patterns
+    SETTINGS, METRICS, LAST, BEST, NAN_BATCH, "buffer_*_*.pt", "learning_curve.png", "events.out.tfevents.*",
+)  # fmt: skip
 
 
 @contextmanager

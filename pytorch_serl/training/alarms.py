@@ -1,0 +1,76 @@
+"""What looks wrong in a run's figures, one line each, and what to do where a number is none."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pytorch_serl.training.run import NAN_BATCH, save_checkpoint
+
+Q_SLACK = 1.1  # Q fluctuates: up to this multiple of the largest return is none of an alarm's business
+TEMPERATURES = 1e-3, 10.0
+ENTROPY_DISTANCE = 1.0  # nats per continuous dimension of the action
+SATURATED = 0.5  # share of sampled action entries beyond +-0.99
+SETTLED = 2000  # steps (or updates) after which the entropy should have come near its target
+
+
+class Alarms:
+    """Says what is wrong when it becomes so, and again only when it was right in between.
+
+    Args:
+        max_return: the largest return that the rewards allow.
+        target_entropy: in nats.
+        action_dim: continuous dimensions.
+        commands: gripper commands that the demos show, out of -1 (close) and 1 (open).
+    """
+
+    def __init__(self, max_return: float, target_entropy: float, action_dim: int, commands: set[int]):
+        self.max_return, self.commands = max_return, commands
+        self.target_entropy, self.action_dim = target_entropy, action_dim
+        self.raised: set[str] = set()
+
+    def check(self, step: int, figures: dict[str, float]) -> dict[str, float]:
+        """Print a line for every alarm that is new at `step`; returns `alarm_<name>`: 1 for each that is on, to log."""
+        wrong = self._wrong(step, figures)
+        for name in wrong.keys() - self.raised:
+            tqdm.write(f"ALARM at step {step:,}: {wrong[name]}")
+        self.raised = set(wrong)
+        return {f"alarm_{name}": 1.0 for name in wrong}
+
+    def _wrong(self, step: int, figures: dict[str, float]) -> dict[str, str]:
+        wrong, low, high = {}, *TEMPERATURES
+        q, temperature = figures.get("q_max", -math.inf), figures.get("temperature", low)
+        entropy, saturation = figures.get("entropy", self.target_entropy), figures.get("saturation", 0.0)
+        if q > Q_SLACK * self.max_return:
+            wrong["q"] = (
+                f"q_max is {q:.2f}, no return can be above {self.max_return:.2f}: the critics overestimate; check "
+                "rewards, and masks at time limits"
+            )
+        if not low <= temperature <= high:
+            wrong["temperature"] = f"the temperature is {temperature:.2g}, outside {low:g} to {high:g}"
+        if step >= SETTLED and abs(entropy - self.target_entropy) > ENTROPY_DISTANCE * self.action_dim:
+            wrong["entropy"] = f"the entropy is {entropy:.1f}, its target {self.target_entropy:.1f}"
+        if saturation > SATURATED:
+            wrong["saturation"] = f"{saturation:.0%} of the sampled action entries are beyond 0.99 of their range"
+        for command, name in ((-1, "closes"), (1, "opens")):
+            if command in self.commands and figures.get(f"gripper_{name}", 1) == 0:
+                wrong[name] = f"in the last episodes the policy never {name} a gripper, as the demos do"
+        if figures.get("idle_corrections", 0) > 0:
+            wrong["corrections"] = (
+                "the human's actions of a whole episode are all the same (zero, perhaps): does the device report them?"
+            )
+        return wrong
+
+
+def check_numbers(info: dict[str, Any], batches: list[dict[str, Any]], save_dir: Path, place: str) -> None:
+    """Raise FloatingPointError for a figure that is NaN or infinite, with the batches that led to it saved first."""
+    if all(torch.isfinite(torch.stack([torch.as_tensor(value).float() for value in info.values()]))):
+        return
+    wrong = {name: float(value) for name, value in info.items() if not math.isfinite(value)}
+    save_checkpoint(save_dir / NAN_BATCH, {"place": place, "figures": wrong, "batches": batches})
+    raise FloatingPointError(
+        f"{place}: {wrong}; the batch is in {save_dir / NAN_BATCH}, the last checkpoint is from before; look for odd "
+        "values in it, or try a lower --lr"
+    )

@@ -1,0 +1,67 @@
+"""Alarms: each figure that must raise one and the neighbour that must not; once, and again after it was right."""
+
+import numpy as np
+import pytest
+import torch
+
+from pytorch_serl.data.demos import read_demos
+from pytorch_serl.training import build
+from pytorch_serl.training.alarms import Alarms, check_numbers
+from pytorch_serl.utils.files import load_checkpoint
+from tests.runs import FIXED, LEARNED, make_demos
+
+FINE = {"q_max": 1.05, "temperature": 0.01, "entropy": -3.0, "saturation": 0.1, "gripper_closes": 3,
+        "gripper_opens": 0, "idle_corrections": 0.0}  # fmt: skip
+
+
+def alarms(**changes):
+    return Alarms(**({"max_return": 1.0, "target_entropy": -3.5, "action_dim": 6, "commands": {-1, 0}} | changes))
+
+
+@pytest.mark.parametrize(
+    "name, figures",
+    [
+        ("q", {"q_max": 1.2}), ("temperature", {"temperature": 9e-4}), ("temperature", {"temperature": 11.0}),
+        ("entropy", {"entropy": -10.0}), ("entropy", {"entropy": 4.0}), ("saturation", {"saturation": 0.6}),
+        ("closes", {"gripper_closes": 0}), ("corrections", {"idle_corrections": 1.0}),
+    ],
+)  # fmt: skip
+def test_one_line_each_and_again_only_after_it_was_right(name, figures, capsys):
+    watch = alarms()
+    assert watch.check(3000, FINE) == {} and watch.check(3000, {}) == {} and not capsys.readouterr().out
+    for expected in (1, 0):
+        assert watch.check(3000, FINE | figures) == {f"alarm_{name}": 1.0}
+        assert capsys.readouterr().out.count("ALARM at step 3,000: ") == expected
+    watch.check(3100, FINE)
+    watch.check(3200, FINE | figures)
+    assert capsys.readouterr().out.count("ALARM at step 3,200: ") == 1
+
+
+def test_entropy_has_time_to_settle_and_the_gripper_follows_the_demos():
+    assert alarms().check(1999, FINE | {"entropy": 4.0}) == {}
+    assert alarms(commands={-1, 1}).check(0, FINE) == {"alarm_opens": 1.0}
+    assert alarms(commands=set()).check(0, FINE | {"gripper_closes": 0}) == {}
+
+
+@pytest.mark.parametrize("mode", [FIXED, LEARNED])
+def test_limits_come_from_the_demos(mode, tmp_path):
+    gripper = mode == LEARNED
+    path = make_demos(tmp_path / "demos.pkl", gripper=gripper, action_dim=6 + gripper)
+    demos = read_demos(path, "image", mode)
+    agent = build.make_agent(demos, lr=1e-3, discount=0.9, device=torch.device("cpu"), backbone=None, trainable=False)
+    watch = build.make_alarms(demos, agent)
+    assert watch.max_return == 1.0 and watch.commands == ({-1, 0, 1} if gripper else set())
+    for transition in demos.transitions:
+        transition["rewards"] = 2.0
+    assert build.make_alarms(demos, agent).max_return == pytest.approx(20.0)  # 2 / (1 - discount)
+
+
+def test_a_figure_that_is_no_number_saves_the_batch(tmp_path):
+    batches = [{"actions": torch.ones(2, 3)}]
+    check_numbers({"q": torch.tensor(1.0), "loss": 2.0}, batches, tmp_path, "update 1")
+    assert not list(tmp_path.iterdir())
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(FloatingPointError, match=r"update 2: \{'q': (nan|inf)\}; the batch is in"):
+            check_numbers({"q": torch.tensor(wrong), "loss": 2.0}, batches, tmp_path, "update 2")
+        saved = load_checkpoint(tmp_path / "nan_batch.pt")
+        assert np.array_equal(saved["batches"][0]["actions"], np.ones((2, 3))) and saved["place"] == "update 2"
