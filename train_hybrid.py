@@ -4,8 +4,9 @@
     python train_hybrid.py --demo_paths ./data/demos.pkl --image_keys image --setup_mode single-arm-learned-gripper \\
         --eval_ckpt ./hybrid_ckpt/best.pt --eval_episodes 100
 
-Writes to --save_dir: last.pt and buffer_*.pt (to --resume), best.pt (the best evaluated policy), settings.json,
-metrics.jsonl and TensorBoard events, learning_curve.png, evaluation.gif, evaluation.json.
+Writes to --save_dir: last.pt and buffer_*.pt (to --resume), best.pt (the best evaluated policy), episodes/ (every
+training step, as it comes), settings.json, metrics.jsonl and TensorBoard events, learning_curve.png, evaluation.gif,
+evaluation.json.
 Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is the original's start from nothing).
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
@@ -31,7 +33,7 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import identity
-from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
+from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.rewards import ClassifierReward, ContractError
 from pytorch_serl.training.run import (
@@ -50,6 +52,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.utils.files import WriteError
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
@@ -132,7 +135,8 @@ class HybridTraining:
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env = env  # a robot is there only once: evaluation takes place between training episodes
         self.actor = Actor(agent, build.add_human(env, args.human, args.seed), seed=args.seed,
-                           random_steps=args.random_steps, sparse=agent.config["q_range"] is not None)  # fmt: skip
+                           random_steps=args.random_steps, sparse=agent.config["q_range"] is not None,
+                           writer=EpisodeWriter(save_dir, [*agent.image_keys, "state"]))  # fmt: skip
         self.learner = Learner(
             agent, save_dir, identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
             Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps, args.clone_weight,
@@ -161,10 +165,36 @@ class HybridTraining:
         """One environment step, stored. Returns whether the episode is over."""
         transition, corrected = self.actor.act(step)
         self.learner.add(transition, to_demos=corrected)
-        if transition["dones"] and self.actor.solved and not self.actor.helped and self.args.imitate_successes:
-            for transition in self.actor.transitions:
-                self.learner.imitate(transition)
+        if transition["dones"]:
+            self.end_episode(self.actor.transitions, self.actor.solved and not self.actor.helped)
         return transition["dones"]
+
+    def end_episode(self, transitions, solved_alone):
+        if solved_alone and self.args.imitate_successes:
+            for transition in transitions:
+                self.learner.imitate(transition)
+
+    def recover(self, step):
+        """Learn from the episodes that a killed run recorded after its checkpoint, too; returns the step after them."""
+        files = {number: path for number, path in episode_files(self.save_dir).items() if number >= self.actor.episode}
+        first = step
+        for number, path in files.items():
+            recorded, transitions = read_episode(path), []
+            for i, record in enumerate(recorded):
+                obs = transitions[-1]["next_observations"] if i else self.to_storage(record["observations"])
+                transitions.append(
+                    record | {"observations": obs, "next_observations": self.to_storage(record["next_observations"])}
+                )
+                self.learner.add(transitions[-1], to_demos=record["corrected"])
+            alone = not any(record["corrected"] for record in recorded)
+            self.end_episode(transitions, bool(recorded) and alone and bool(recorded[-1].get("succeed")))
+            self.actor.episode, step = number + 1, step + len(transitions)
+        if files:
+            print(f"{len(files)} episodes ({step - first} steps) were recorded after the checkpoint and are taken over")
+        return step
+
+    def to_storage(self, obs):
+        return build.to_storage(self.agent, obs, views=1)
 
     # ---------------------------------------------------------------- watching
 
@@ -175,9 +205,10 @@ class HybridTraining:
 
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
-        policy = self.learner.averaged()
+        policy, episodes = self.learner.averaged(), eval_episodes(self.args)
+        seed = EVAL_SEED + episodes * self.progress["passed"]  # who passed once has to pass on other episodes, too
         screen = self.args.stop_at - SCREEN_MARGIN
-        result = evaluate(policy, self.eval_env, eval_episodes(self.args), screen=screen)
+        result = evaluate(policy, self.eval_env, episodes, seed=seed, screen=screen)
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
         with uninterrupted():
             log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})
@@ -197,7 +228,7 @@ class HybridTraining:
         """Take over what `save` wrote; returns its step."""
         step, self.progress = self.learner.load()
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
-        return step
+        return self.recover(step)
 
     def minutes(self):
         return self.minutes_before + (time.monotonic() - self.started) / 60
@@ -246,7 +277,7 @@ class HybridTraining:
                 path = self.save(step)
             print(f"\ninterrupted: environment step {step:,} is saved in {path}; continue with --resume")
             raise SystemExit(130) from None
-        except FloatingPointError:  # the last checkpoint is from before the numbers went wrong
+        except (FloatingPointError, WriteError):  # the last checkpoint is from before; a full disk takes no other
             raise
         except Exception:  # a robot's or a camera's, say: what was learned and corrected until then is not lost
             with uninterrupted():

@@ -32,7 +32,14 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
-from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, held_out_errors, report_evaluation
+from pytorch_serl.training.evaluate import (
+    EVAL_SEED,
+    EVALUATION_FILES,
+    FINAL_SEED,
+    evaluate,
+    held_out_errors,
+    report_evaluation,
+)
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import (
     BEST,
@@ -148,7 +155,9 @@ class OfflineTraining:
             figures |= held_out_errors(policy, self.held_out)
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
-            result = evaluate(policy, self.env, eval_episodes(self.args))
+            episodes = eval_episodes(self.args)
+            seed = EVAL_SEED + episodes * self.progress["passed"]  # who passed once has to pass on other episodes, too
+            result = evaluate(policy, self.env, episodes, seed=seed)
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["passed"] = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0

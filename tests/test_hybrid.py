@@ -6,21 +6,24 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import train_hybrid
 from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action
+from pytorch_serl.training.run import run_script
 from pytorch_serl.utils.files import load_checkpoint
+from tests import tiny_env
 from tests.runs import (
     FIXED,
     LEARNED,
@@ -34,47 +37,7 @@ from tests.runs import (
     metrics,
     refused,
 )
-
-LENGTH = 6  # steps of TinyEnv's episodes
-HUMAN_STEPS = (2, 3)
-
-
-class TinyEnv(gym.Env):
-    """Noise as pictures; success at the last step of every second episode, a time limit in the others.
-
-    With `human` somebody takes over in HUMAN_STEPS.
-    """
-
-    human_action = np.full(6, 0.5, np.float32)
-
-    def __init__(self, human=False, report_success=True, reward=1.0, high=1.0):
-        self.human, self.report_success, self.reward = human, report_success, reward
-        image = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
-        state = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.observation_space = gym.spaces.Dict({"image": image, "state": state})
-        self.action_space = gym.spaces.Box(-1, high, (6,), np.float32)
-        self.executed = []
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps, self.solvable = 0, seed % 2 == 0
-        return self._observe(), {}
-
-    def step(self, action):
-        self.steps += 1
-        info = {"succeed": False, "grasp_penalty": 0.0}
-        if self.human and self.steps in HUMAN_STEPS:
-            action = info["intervene_action"] = self.human_action
-        self.executed.append(action)
-        last = self.steps == LENGTH
-        solved = info["succeed"] = last and self.solvable
-        if not self.report_success:
-            del info["succeed"]
-        return self._observe(), self.reward * solved, solved, last and not solved, info
-
-    def _observe(self):
-        image = self.np_random.integers(0, 256, (32, 32, 3), np.uint8)
-        return {"image": image, "state": self.np_random.normal(size=3).astype(np.float32)}
+from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv
 
 
 class Still:
@@ -82,14 +45,6 @@ class Still:
 
     def sample_actions(self, obs, argmax):
         return np.zeros(6, np.float32)
-
-
-gym.register("Tiny-v0", TinyEnv)
-gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
-gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
-gym.register("TinyGenerous-v0", TinyEnv, kwargs={"reward": 5.0})
-gym.register("TinyWide-v0", TinyEnv, kwargs={"high": 2.0})
-gym.register("TinyBroken-v0", TinyEnv, kwargs={"arms": 3})
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +85,10 @@ def episode(run):
     for step in range(LENGTH):
         done = run.act(step)
     assert done
+
+
+def modules(agent):
+    return agent.state_dict()["modules"]
 
 
 # ---------------------------------------------------------------- the script
@@ -181,6 +140,18 @@ def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path)
     assert not equal(best["actor"], last["actor"])
 
 
+def test_who_passed_once_has_to_pass_on_other_episodes(demos, tmp_path, monkeypatch):
+    seeds = []
+
+    def record_seed(policy, env, episodes, **options):
+        seeds.append(options["seed"])
+        return evaluate(policy, env, episodes, **options)
+
+    monkeypatch.setattr(train_hybrid, "evaluate", record_seed)
+    train_hybrid.main(words(demos, tmp_path, max_steps=10 * LENGTH, eval_episodes=2, stop_at=0.5))
+    assert seeds == [EVAL_SEED, EVAL_SEED + 2]
+
+
 # ---------------------------------------------------------------- what is stored
 
 
@@ -203,7 +174,7 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
 
 
 def test_corrections_that_are_all_the_same_are_noticed(demos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.modules[__name__], "HUMAN_STEPS", range(1, LENGTH))
+    monkeypatch.setattr(tiny_env, "HUMAN_STEPS", range(1, LENGTH))
     train_hybrid.main(words(demos, tmp_path, env="TinyHuman-v0", max_steps=5 * LENGTH, stop_at=1, eval_every=100))
     assert capsys.readouterr().out.count("the human's actions of a whole episode are all the same") == 1
     assert metrics(tmp_path, "alarm_corrections") == {5 * LENGTH: 1.0}
@@ -406,6 +377,112 @@ def test_resume_continues_bit_for_bit(human, demos, tmp_path):
     train_hybrid.main(words(demos, twice, max_steps=4 * LENGTH, resume=True, **changes))
     assert_same_run(once, twice)
     assert metrics(once, "eval_success") == metrics(twice, "eval_success")
+
+
+def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monkeypatch, capsys):
+    """Steps on disk that last.pt does not know: two whole episodes and a part of a third."""
+    out, changes = tmp_path / "out", {"env": "TinyHuman-v0", "eval_every": 100, "stop_at": 1.0}
+
+    class Killed(BaseException):
+        pass
+
+    act = train_hybrid.HybridTraining.act
+
+    def killed(run, step):
+        if step == 2 * LENGTH + 4:
+            raise Killed
+        return act(run, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_hybrid.HybridTraining, "act", killed)
+        train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, **changes))
+    assert content(out)["step"] == 0
+    before = (out / "last.pt").read_bytes()
+    run = training(demos, out, **changes)
+    assert run.load() == 2 * LENGTH + 4 and run.actor.episode == 3
+    assert "3 episodes (16 steps) were recorded after the checkpoint" in capsys.readouterr().out
+    assert before == (out / "last.pt").read_bytes() and equal(modules(run.agent), content(out)["agent"]["modules"])
+    stored = next(run.learner.online.in_order(100))
+    files = [read_episode(path) for path in episode_files(out).values()]
+    assert np.array_equal(stored["actions"], [t["actions"] for episode in files for t in episode])
+    assert stored["dones"].nonzero().flatten().tolist() == [LENGTH - 1, 2 * LENGTH - 1, 2 * LENGTH + 3]
+    assert stored["masks"].tolist() == [0.0 if i == LENGTH - 1 else 1.0 for i in range(2 * LENGTH + 4)]
+    assert len(run.learner.demo) == 24 + 3 * len(HUMAN_STEPS)
+    for batch, recorded in zip(run.learner.online.in_order(1), [t for episode in files for t in episode]):
+        for key in ("observations", "next_observations"):
+            wanted = run.to_storage(recorded[key])["image"][0]
+            assert np.array_equal(batch[key]["image"][0], wanted)
+    train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, resume=True, **changes))
+    assert content(out)["step"] >= 4 * LENGTH and list(episode_files(out)) == [0, 1, 2, 3, 4]
+    assert len(training(demos, out, **changes).learner.online) == 0
+    train_hybrid.main(words(demos, out, max_steps=1, overwrite=True, **changes))
+    assert list(episode_files(out)) == [0]
+
+
+def test_an_episode_solved_alone_joins_the_demos_also_when_recovered(demos, tmp_path):
+    torch.manual_seed(0)
+    run = training(demos, tmp_path)
+    episode(run), episode(run)  # solved; timed out
+    torch.manual_seed(0)  # the same random backbone
+    again = training(demos, tmp_path)
+    assert again.recover(0) == 2 * LENGTH
+    for name in ("online", "demo"):
+        pairs = zip(getattr(run.learner, name).in_order(1), getattr(again.learner, name).in_order(1), strict=True)
+        assert all(equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "episode"])
+def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(what, demos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    act = train_hybrid.HybridTraining.act
+
+    def fill_up(run, step):
+        if step == LENGTH + 2:
+            full = lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # noqa: E731
+            if what == "checkpoint":
+                patch.setattr(os, "fsync", full)
+            else:
+                patch.setattr("pytorch_serl.data.episode_files.open", full, raising=False)
+        return act(run, step)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(train_hybrid.HybridTraining, "act", fill_up)
+        line = words(demos, out, max_steps=4 * LENGTH, eval_every=LENGTH, stop_at=1.0)
+        run_script(lambda: train_hybrid.main(line))
+    text = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.value.code == 2 and text.startswith("error: ") and "cannot be written: No space left" in text
+    assert content(out)["step"] == LENGTH and not list(out.glob(".*.tmp"))
+    train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, eval_every=LENGTH, stop_at=1.0, resume=True))
+    assert content(out)["step"] >= 4 * LENGTH
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_resumes_every_time(kills, demos, tmp_path):
+    """SIGKILL in the middle of anything: what was recorded is learned from, the policy is the last saved one."""
+    out, rng = tmp_path / "out", np.random.default_rng(kills)
+    settings = {"env": "tests.tiny_env:TinyHuman-v0", "max_steps": 100_000, "stop_at": 1.0, "eval_every": 2 * LENGTH}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for kill in range(kills):
+        line = words(demos, out, resume=True if kill else None, **settings)
+        with open(tmp_path / f"log{kill}", "w+") as log:
+            process = subprocess.Popen([sys.executable, ROOT / "train_hybrid.py", *line], cwd=tmp_path, env=environment,
+                                       stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+            before = max(episode_files(out), default=-1)
+            while max(episode_files(out), default=-1) < before + 3 and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 1.0))
+            process.kill()
+            process.wait()
+            log.seek(0)
+            assert process.returncode == -signal.SIGKILL, log.read()[-2000:]
+        recorded = sum(len(read_episode(path)) for path in episode_files(out).values())
+        run = training(demos, out, **settings)
+        assert run.load() == recorded == len(run.learner.online) > 0
+        assert equal(modules(run.agent), content(out)["agent"]["modules"])
+        obs = {"image": np.full((32, 32, 3), kill, np.uint8), "state": np.zeros(3, np.float32)}
+        saved = training(demos, tmp_path / "other").agent
+        saved.load(out / "last.pt")
+        assert np.array_equal(saved.sample_actions(obs, argmax=True), run.agent.sample_actions(obs, argmax=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

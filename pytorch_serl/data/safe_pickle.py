@@ -10,7 +10,7 @@ raw bytes) therefore never reaches numpy.
 import math
 import pickle
 from os import PathLike
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -34,20 +34,25 @@ def safe_load(path: str | PathLike) -> Any:
     is truncated or no pickle, and FileNotFoundError.
     """
     with open(path, "rb") as file:
-        try:
-            loaded = _Unpickler(file).load()  # its copy of all bytes is gone after this line
-            return _build(loaded, {})
-        except _Refused as error:
-            raise UnsafePickleError(
-                f"{path}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python "
-                f"containers only; nothing of it was run; {REMEDY}"
-            ) from None
-        except Exception as error:  # garbage raises almost anything
-            detail = " ".join(str(error).split())[:120] or "no detail"
-            raise ValueError(
-                f"{path}: got a file that cannot be read as a pickle ({type(error).__name__}: {detail}), "
-                "wanted a whole pickle file; record or copy it again"
-            ) from error
+        return safe_load_from(file, path)
+
+
+def safe_load_from(file: BinaryIO, name: str | PathLike) -> Any:
+    """The pickle that an open file holds, as `safe_load` returns it; errors call it `name`."""
+    try:
+        loaded = _Unpickler(file).load()  # its copy of all bytes is gone after this line
+        return _build(loaded, {})
+    except _Refused as error:
+        raise UnsafePickleError(
+            f"{name}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python "
+            f"containers only; nothing of it was run; {REMEDY}"
+        ) from None
+    except Exception as error:  # garbage raises almost anything
+        detail = " ".join(str(error).split())[:120] or "no detail"
+        raise ValueError(
+            f"{name}: got a file that cannot be read as a pickle ({type(error).__name__}: {detail}), "
+            "wanted a whole pickle file; record or copy it again"
+        ) from error
 
 
 class _Dtype:

@@ -6,10 +6,12 @@ import gymnasium as gym
 import numpy as np
 
 from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
+VERDICTS = ("succeed", "success_probability")  # of the environment or human, and of the classifier
 RECENT = 20  # training episodes in the success rates on the progress bar
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
@@ -23,10 +25,13 @@ class Actor:
         seed: training episode i is seeded seed * 100,000 + i, never as an evaluation.
         random_steps: environment steps with random actions at the start.
         sparse: refuse rewards that the critics' clipped targets exclude (`check_sparse`).
+        writer: puts every step on disk as it comes.
     """
 
-    def __init__(self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool):
-        self.agent, self.env, self.seed = agent, env, seed
+    def __init__(
+        self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool, writer: EpisodeWriter
+    ):  # fmt: skip
+        self.agent, self.env, self.seed, self.writer = agent, env, seed, writer
         self.random_steps, self.sparse = random_steps, sparse
         self.episode = 0
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
@@ -36,6 +41,7 @@ class Actor:
     def start_episode(self) -> None:
         """Reset the environment."""
         obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
+        self.writer.start(self.episode, obs)
         self.episode += 1
         self.helped, self.transitions, self.corrections = 0, [], []
         self.commands = np.zeros((2, max(1, self.agent.num_grippers)))  # the policy's closings and openings by gripper
@@ -54,12 +60,14 @@ class Actor:
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         if self.sparse:
             check_sparse(float(reward), terminated)
-        next_stored = build.to_storage(self.agent, next_obs, views=1)
-        transition = {
-            "observations": self.stored, "actions": executed_action(info, action), "rewards": float(reward),
-            "next_observations": next_stored, "masks": 1.0 - float(terminated), "dones": terminated or truncated,
-            "grasp_penalty": info.get("grasp_penalty", 0.0),
+        step = {
+            "actions": executed_action(info, action), "rewards": float(reward), "masks": 1.0 - float(terminated),
+            "dones": bool(terminated or truncated), "grasp_penalty": float(info.get("grasp_penalty", 0.0)),
         }  # fmt: skip
+        verdicts = {name: float(info[name]) for name in VERDICTS if name in info}
+        self.writer.add(step | {"corrected": "intervene_action" in info} | verdicts, next_obs)
+        next_stored = build.to_storage(self.agent, next_obs, views=1)
+        transition = step | {"observations": self.stored, "next_observations": next_stored}
         if "intervene_action" in info:
             self.helped += 1
             self.corrections.append(transition["actions"])

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytorch_serl.utils.files import atomic_write
+from pytorch_serl.utils.files import WriteError, atomic_write
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
 RUN_FILES = (  # patterns
     SETTINGS, METRICS, LAST, BEST, NAN_BATCH, "buffer_*_*.pt", "learning_curve.png", "events.out.tfevents.*",
+    "episodes/*.pkl.gz",
 )  # fmt: skip
 
 
@@ -41,9 +42,13 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; Ctrl-C where there is nothing to save ends it in one line and exit code 130."""
+    """Run a script's `main`.
+
+    Ctrl-C where there is nothing to save ends it in one line and exit code 130, a full disk in one line and 2.
+    """
     try:
-        main()
+        with user_errors((WriteError,)):
+            main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, never half of either."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +10,57 @@ from typing import BinaryIO
 import torch
 
 
+class WriteError(OSError):
+    """The disk did not take what was to be written; the file that was there before is whole."""
+
+
+class _WatchedFile(io.FileIO):
+    """Remembers an error of the disk: what writes into the file may report it as something else, as torch.save does."""
+
+    error: OSError | None = None
+
+    def write(self, data):
+        return self._watched(super().write, data)
+
+    def sync(self):
+        return self._watched(os.fsync, self.fileno())
+
+    def _watched(self, operation, *args):
+        try:
+            return operation(*args)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`, else remove it."""
+    """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`, else remove it.
+
+    Raises WriteError, naming the file, where the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    raw = _WatchedFile(temporary, "wb")
     try:
-        with open(temporary, "wb") as file:
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            raw.sync()
         os.replace(temporary, path)
+    except Exception:
+        if raw.error is not None:
+            raise write_error(path, raw.error) from raw.error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path} cannot be written: {error.strerror}; what was saved before is whole: make room and go on with --resume"
+    )
 
 
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:

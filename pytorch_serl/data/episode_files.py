@@ -1,0 +1,102 @@
+"""Episodes on disk as they happen: one append-only file each, so that nothing is lost when a run is killed.
+
+A file is a series of gzip members with a pickle in each: first the observation after the reset, then a record per
+step. `gzip.open` and repeated `pickle.load` read it without this project. A member that was being written when the
+run was killed is left out on reading.
+"""
+
+import errno
+import gzip
+import io
+import os
+import pickle
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytorch_serl.data.safe_pickle import safe_load_from
+from pytorch_serl.utils.files import write_error
+
+FOLDER, SUFFIX = "episodes", ".pkl.gz"
+GZIP = 16 + zlib.MAX_WBITS  # what zlib calls gzip's format
+
+
+class EpisodeWriter:
+    """Appends to the files of a run.
+
+    Args:
+        save_dir: the run's; files go to its folder `episodes`.
+        keys: observation entries to keep (cameras as uint8 images, `state`).
+    """
+
+    def __init__(self, save_dir: str | os.PathLike, keys: Iterable[str]):
+        self.folder, self.keys = Path(save_dir) / FOLDER, list(keys)
+
+    def start(self, number: int, obs: dict[str, Any]) -> None:
+        """Begin the file of episode `number` with the observation after the reset. Raises WriteError."""
+        self.path = self.folder / f"{number:06d}{SUFFIX}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write("wb", {"observations": self._kept(obs)})
+
+    def add(self, step: dict[str, Any], next_obs: dict[str, Any]) -> None:
+        """Append one step: `step` holds plain values and arrays. Raises WriteError."""
+        self._write("ab", step | {"next_observations": self._kept(next_obs)})
+
+    def _kept(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {key: np.asarray(obs[key]) for key in self.keys if key in obs}
+
+    def _write(self, mode: str, record: dict[str, Any]) -> None:
+        member = gzip.compress(pickle.dumps(record, protocol=4), compresslevel=1, mtime=0)
+        try:
+            with open(self.path, mode, buffering=0) as file:
+                if file.write(member) < len(member):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+
+def episode_files(save_dir: str | os.PathLike) -> dict[int, Path]:
+    """The files of a run by episode number, in order."""
+    files = (Path(save_dir) / FOLDER).glob(f"[0-9]*{SUFFIX}")
+    return dict(sorted((int(path.name.removesuffix(SUFFIX)), path) for path in files))
+
+
+def read_episode(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The transitions of one file, in the demo file's format, with `corrected` and what else the steps hold.
+
+    Where the end is missing, the last whole step counts as cut off by a time limit: `dones` True, `masks` as it was.
+    Returns: an empty list where not even one step is whole. Raises ValueError for a file that is something else.
+    """
+    records = _records(path)
+    if not records:
+        return []
+    obs, transitions = records[0].get("observations"), []
+    for index, record in enumerate(records[1:]):
+        if obs is None or not {"actions", "rewards", "masks", "dones", "next_observations"} <= record.keys():
+            raise ValueError(f"{path}: step {index} has {sorted(record)}; not an episode file of this project")
+        transitions.append({"observations": obs} | record)
+        obs = record["next_observations"]
+    if transitions:
+        transitions[-1]["dones"] = True
+    return transitions
+
+
+def _records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    data, records = Path(path).read_bytes(), []
+    while data:
+        member = zlib.decompressobj(GZIP)
+        try:
+            content = member.decompress(data)
+        except zlib.error as error:
+            raise ValueError(f"{path}: damaged after {len(records)} records ({error}); move it away") from None
+        if not member.eof:
+            break
+        record = safe_load_from(io.BytesIO(content), path)
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: holds a {type(record).__name__}; not an episode file of this project")
+        records.append(record)
+        data = member.unused_data
+    return records
