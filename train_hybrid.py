@@ -337,6 +337,8 @@ def main(argv=None):
         training = HybridTraining(args, agent, demos, save_dir, env)
         if args.init_ckpt:
             training.learner.pretrained = args.pretrain_steps
+            for optimizer in agent.optimizers.values():
+                optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
         step = training.load() if args.resume else 0
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)

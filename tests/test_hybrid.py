@@ -264,13 +264,20 @@ def test_batches_are_half_demos_half_online(demos, tmp_path):
 
 def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demos, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(SACAgent, "update", lambda agent, batch, critic_only=False, **k: calls.append((critic_only, k)))
+
+    def update(agent, batch, critic_only=False, **options):
+        calls.append((critic_only, options))
+        return {"q": 0.0}
+
+    monkeypatch.setattr(SACAgent, "update", update)
     run = training(demos, tmp_path, cta_ratio=3, cycles_per_step=2, clone_weight=8, clone_steps=100)
     episode(run)
     run.learner.learn(25)
     assert calls == [(True, {}), (True, {}), (False, {"clone_weight": 6.0})] * 2
     run.learner.learn(1000)
     assert calls[-1] == (False, {"clone_weight": 0.0})
+    run.learner.pretrain()  # at the weight of the first online step, for Adam's sake
+    assert calls[-1] == (False, {"sac_weight": 0.0, "clone_weight": 8})
 
 
 # ---------------------------------------------------------------- success
@@ -527,7 +534,7 @@ def test_numbers_that_went_wrong_are_not_saved(demos, tmp_path, monkeypatch):
 
     def spoil(agent, batch, **options):
         info = update(agent, batch, **options)
-        return info if options.get("clone_weight") == 1.0 else info | {"q": info["critic_loss"] * float("nan")}
+        return info if options.get("sac_weight") == 0.0 else info | {"q": info["critic_loss"] * float("nan")}
 
     monkeypatch.setattr(SACAgent, "update", spoil)
     with pytest.raises(FloatingPointError, match=r"environment step 4: \{'q': nan\}; the batch is in .*nan_batch.pt"):
@@ -599,8 +606,12 @@ def test_starts_from_an_offline_agent(demos, tmp_path, monkeypatch):
     best = tmp_path / "offline/best.pt"
     monkeypatch.setattr(Learner, "learn", lambda self, step: {})
     train_hybrid.main(words(demos, tmp_path / "hybrid", init_ckpt=best, max_steps=1))
-    modules = content(tmp_path / "hybrid")["agent"]["modules"]
-    assert equal(modules, load_checkpoint(best)["modules"])  # no pretraining on top
+    agent = content(tmp_path / "hybrid")["agent"]
+    assert equal(agent["modules"], load_checkpoint(best)["modules"])  # no pretraining on top
+    assert not any(optimizer["state"] for optimizer in agent["optimizers"].values())
+    assert all(
+        optimizer["state"] for name, optimizer in load_checkpoint(best)["optimizers"].items() if name != "temperature"
+    )
 
 
 # ---------------------------------------------------------------- bad input

@@ -75,9 +75,13 @@ class Learner:
     # ---------------------------------------------------------------- learning
 
     def pretrain(self) -> dict[str, torch.Tensor]:
-        """One update of cloning the demos, with the critics trained beside it."""
+        """One update of cloning the demos, with the critics trained beside it.
+
+        At the weight that the cloning term has later: Adam divides by gradients of the past, and were those smaller,
+        the first online steps would be too large by as much, and undo the clone.
+        """
         batch = self.demo.sample(self.schedule.batch_size)
-        info = self.agent.update(batch, sac_weight=0.0, clone_weight=1.0)
+        info = self.agent.update(batch, sac_weight=0.0, clone_weight=self.schedule.clone_weight or 1.0)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
