@@ -13,7 +13,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 import argparse
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,6 +34,7 @@ from pytorch_serl.training.arguments import (
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.processes import LearnerError, RemoteLearner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError
 from pytorch_serl.training.run import (
     BEST,
@@ -92,6 +92,12 @@ def parse_args(argv=None):
                        "or pretraining")  # fmt: skip
     learn.add_argument("--buffer_capacity", type=int, default=200_000, help="transitions per buffer")
     add_vision_arguments(parser, views=4)
+    control = parser.add_argument_group("control")
+    control.add_argument("--control_hz", type=float, help="environment steps per second to keep; default: the "
+                         "environment keeps its own time")  # fmt: skip
+    control.add_argument("--learner", choices=("inline", "process"), help="learn between two steps, the same from the "
+                         "same seed, or in a process of its own, so that no update delays an action; default: inline "
+                         "with the built-in task and no --control_hz, else process")  # fmt: skip
     run = add_run_arguments(parser, eval_every=500, unit="environment step")
     run.add_argument("--eval_ckpt", help="evaluate this agent and do nothing else; writes evaluation.json and "
                      "evaluation.gif if --save_dir is given")  # fmt: skip
@@ -106,9 +112,14 @@ def resolve(args, parser):
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
     at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
+    parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
     built_in = build.env_id(args.env) == build.BUILT_IN_ENV
     warm = bool(args.init_ckpt or args.pretrain_steps)
+    if args.learner is None:
+        args.learner = "inline" if built_in and not args.control_hz else "process"
+    if args.init_ckpt:
+        args.pretrain_steps = 0
     if args.human is None:
         args.human = "scripted" if built_in else "env"
     if args.imitate_successes is None:
@@ -136,15 +147,17 @@ class HybridTraining:
         self.eval_env = env  # a robot is there only once: evaluation takes place between training episodes
         self.actor = Actor(agent, build.add_human(env, args.human, args.seed), seed=args.seed,
                            random_steps=args.random_steps, sparse=agent.config["q_range"] is not None,
-                           writer=EpisodeWriter(save_dir, [*agent.image_keys, "state"]))  # fmt: skip
-        self.learner = Learner(
-            agent, save_dir, identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
-            Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps, args.clone_weight,
-                     args.clone_steps),
-            capacity=args.buffer_capacity, views=args.views, seed=args.seed,
+                           writer=EpisodeWriter(save_dir, [*agent.image_keys, "state"]),
+                           control_hz=args.control_hz)  # fmt: skip
+        self.learner = (Learner if args.learner == "inline" else RemoteLearner)(
+            agent, save_dir=save_dir, seed=args.seed, views=args.views, capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
+            identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
+            schedule=Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps,
+                              args.clone_weight, args.clone_steps),
         )  # fmt: skip
         self.alarms = build.make_alarms(demos, agent)
+        self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; passed: evaluations in a row at --stop_at
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0, "minutes": 0.0}
 
@@ -159,7 +172,7 @@ class HybridTraining:
                     info = self.learner.pretrain()
                 bar.update()
                 if self.learner.pretrained % 100 == 0:
-                    bar.set_postfix({k: f"{info[k].item():.3f}" for k in ("clone_error", "q") if k in info})
+                    bar.set_postfix({k: f"{float(info[k]):.3f}" for k in ("clone_error", "q") if k in info})
 
     def act(self, step):
         """One environment step, stored. Returns whether the episode is over."""
@@ -167,6 +180,7 @@ class HybridTraining:
         self.learner.add(transition, to_demos=corrected)
         if transition["dones"]:
             self.end_episode(self.actor.transitions, self.actor.solved and not self.actor.helped)
+            self.learner.note(step + 1, self.state())
         return transition["dones"]
 
     def end_episode(self, transitions, solved_alone):
@@ -199,7 +213,7 @@ class HybridTraining:
     # ---------------------------------------------------------------- watching
 
     def log(self, step, log, info, bar):
-        figures = {k: v.item() for k, v in info.items()} | self.actor.figures()
+        figures = {k: float(v) for k, v in info.items()} | self.actor.figures() | self.actor.pace.figures()
         log.log(step, figures | self.alarms.check(step, figures))
         bar.set_postfix({k: f"{figures[k]:.2f}" for k in ("train_success", "helped_steps", "q", "entropy")})
 
@@ -221,8 +235,11 @@ class HybridTraining:
         self.draw(log)
 
     def save(self, step):
+        return self.learner.save(step, self.state())
+
+    def state(self):
         self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
-        return self.learner.save(step, self.progress)
+        return self.progress
 
     def load(self):
         """Take over what `save` wrote; returns its step."""
@@ -277,7 +294,7 @@ class HybridTraining:
                 path = self.save(step)
             print(f"\ninterrupted: environment step {step:,} is saved in {path}; continue with --resume")
             raise SystemExit(130) from None
-        except (FloatingPointError, WriteError):  # the last checkpoint is from before; a full disk takes no other
+        except (FloatingPointError, WriteError, LearnerError):  # no other checkpoint can be had: the last one is whole
             raise
         except Exception:  # a robot's or a camera's, say: what was learned and corrected until then is not lost
             with uninterrupted():
@@ -288,6 +305,7 @@ class HybridTraining:
             if bar is not None:
                 bar.close()
             log.close()
+            self.learner.close()
         return step
 
 
@@ -334,21 +352,18 @@ def main(argv=None):
                 make_writable_dir(folder)
             report_evaluation(agent, env, eval_episodes(args, final=True), folder, seed=FINAL_SEED)
             return
-        training = HybridTraining(args, agent, demos, save_dir, env)
         if args.init_ckpt:
-            training.learner.pretrained = args.pretrain_steps
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
+        training = HybridTraining(args, agent, demos, save_dir, env)
         step = training.load() if args.resume else 0
         if not args.resume:
-            progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-            build.add_demos(training.learner.demo, demos, agent, args.views, progress=progress)
+            training.learner.store_demos(demos)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
-    full_gb, views = training.learner.demo.full_size_gb(), 1 if agent.backbone is None else args.views
-    print(f"buffers of {args.buffer_capacity:,} transitions take memory as they fill; when full: demos and corrections "
-          f"{full_gb:.1f} GB, online {full_gb / views:.1f} GB")  # fmt: skip
+    print("buffers of {:,} transitions take memory as they fill; when full: demos and corrections {:.1f} GB, online "
+          "{:.1f} GB".format(args.buffer_capacity, *training.learner.full_size_gb()))  # fmt: skip
 
     with user_errors((ContractError,)):
         step = training.run(step, log)

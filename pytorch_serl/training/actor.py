@@ -9,6 +9,7 @@ from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED
+from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
 VERDICTS = ("succeed", "success_probability")  # of the environment or human, and of the classifier
@@ -26,14 +27,16 @@ class Actor:
         random_steps: environment steps with random actions at the start.
         sparse: refuse rewards that the critics' clipped targets exclude (`check_sparse`).
         writer: puts every step on disk as it comes.
+        control_hz: steps per second to keep; None leaves that to the environment.
     """
 
     def __init__(
-        self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool, writer: EpisodeWriter
+        self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool, writer: EpisodeWriter,
+        control_hz: float | None = None,
     ):  # fmt: skip
         self.agent, self.env, self.seed, self.writer = agent, env, seed, writer
         self.random_steps, self.sparse = random_steps, sparse
-        self.episode = 0
+        self.episode, self.pace = 0, Pace(control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
         # all corrections were the same action)
         self.recent: list[list[float]] = []
@@ -41,6 +44,8 @@ class Actor:
     def start_episode(self) -> None:
         """Reset the environment."""
         obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
+        self.pace.restart()
+        self.pace.observed()
         self.writer.start(self.episode, obs)
         self.episode += 1
         self.helped, self.transitions, self.corrections = 0, [], []
@@ -57,7 +62,9 @@ class Actor:
             action = self._random_action()
         else:
             action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
+        self.pace.keep()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
+        self.pace.observed()
         if self.sparse:
             check_sparse(float(reward), terminated)
         step = {

@@ -1,12 +1,15 @@
 """The learning half of train_hybrid.py: two buffers, batches half and half, updates, checkpoints; no environment."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
@@ -50,6 +53,16 @@ class Learner:
         self.pretrained = 0
 
     # ---------------------------------------------------------------- data
+
+    def store_demos(self, demos: Demos) -> None:
+        """Put the demos into their buffer, encoded where the backbone is frozen; shows a progress bar."""
+        progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
+        build.add_demos(self.demo, demos, self.agent, self.views, progress=progress)
+
+    def full_size_gb(self) -> tuple[float, float]:
+        """Memory in GB of the buffers of demos and corrections, and of online experience, when they are full."""
+        full_gb, views = self.demo.full_size_gb(), 1 if self.agent.backbone is None else self.views
+        return full_gb, full_gb / views
 
     def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
         """Store a transition of the actor; a correction also beside the demos, to be imitated."""
@@ -102,6 +115,14 @@ class Learner:
             info = self.agent.update(batches[-1], clone_weight=clone)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
+
+    # ---------------------------------------------------------------- what a learner in another process needs
+
+    def note(self, step: int, progress: dict[str, Any]) -> None:
+        """The state after an episode; here nothing has to be known of it."""
+
+    def close(self) -> None:
+        """End; here there is nothing to end."""
 
     # ---------------------------------------------------------------- saving
 

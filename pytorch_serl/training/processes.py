@@ -1,0 +1,356 @@
+"""The learner in a process of its own, so that no gradient step delays an action.
+
+`RemoteLearner` has the methods of `Learner`, and the loop of train_hybrid.py is the same for both. Transitions go to
+the other process through a queue that never blocks; what the actor needs of the trained parameters comes back through
+shared memory; the frozen backbone crosses once, at the start.
+"""
+
+import atexit
+import fcntl
+import io
+import multiprocessing as mp
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.data.demos import Demos
+from pytorch_serl.training.learner import Learner
+from pytorch_serl.training.run import seed_all
+from pytorch_serl.utils.files import WriteError
+
+PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
+STOP_SECONDS = 20.0  # for a learner to end
+LOCK = ".learner.lock"
+
+
+class RunInUse(ValueError):
+    """Another process writes to the run's directory."""
+
+
+class LearnerError(RuntimeError):
+    """The learner's process ended; the message has its traceback."""
+
+
+class SharedParameters:
+    """Two slots of shared memory and a version: one process writes, another reads, nobody waits.
+
+    Args:
+        count: float32 numbers in a slot.
+        context: of `multiprocessing`.
+    """
+
+    def __init__(self, count: int, context: Any):
+        self.slots = torch.empty(2, count).share_memory_()
+        self.version = context.Value("q", 0, lock=False)
+
+    def write(self, modules: Iterable[nn.Module]) -> None:
+        """Publish the modules' parameters as the next version."""
+        version = self.version.value + 1
+        parts = [parameter.detach().reshape(-1) for parameter in _parameters(modules)]
+        self.slots[version % 2].copy_(torch.cat(parts))
+        self.version.value = version
+
+    @torch.no_grad()
+    def read(self, modules: Iterable[nn.Module], known: int) -> int:
+        """Take over the newest version if it is newer than `known`; returns the version that the modules have now."""
+        while (version := self.version.value) != known:
+            values = self.slots[version % 2].clone()
+            if self.version.value == version:  # else this slot may have been overwritten meanwhile
+                start = 0
+                for parameter in _parameters(modules):
+                    parameter.copy_(values[start : start + parameter.numel()].view(parameter.shape))
+                    start += parameter.numel()
+                return version
+        return known
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def acting_modules(agent: SACAgent) -> list[nn.Module]:
+    """What an action depends on and training changes."""
+    return [agent.actor, *(module for name, module in agent.online.items() if name != "critic")]
+
+
+class RemoteLearner:
+    """Starts a process with a `Learner` in it and passes every call on.
+
+    Args:
+        agent: acts in this process; `refresh` brings it up to date. The learner starts as a copy of it.
+        settings: the other arguments of `Learner`.
+    Its methods raise LearnerError when the learner failed or was killed, and its WriteError or FloatingPointError.
+    """
+
+    def __init__(self, agent: SACAgent, **settings: Any):
+        context = mp.get_context("spawn")
+        self.agent, count = agent, sum(p.numel() for p in _parameters(acting_modules(agent)))
+        self.acting, self.averages = SharedParameters(count, context), SharedParameters(count, context)
+        self.version, self.info, self.pretrained = 0, {}, 0
+        self.replies, their_replies = context.Pipe(duplex=False)
+        their_calls, self.connection = context.Pipe(duplex=False)
+        self.calls = queue.SimpleQueue()
+        state = io.BytesIO()
+        torch.save(agent.state_dict(), state)
+        work = {"state": state.getvalue(), "config": agent.config, "grippers": agent.num_grippers,
+                "device": agent.device, "settings": settings}  # fmt: skip
+        arguments = (their_calls, their_replies, self.acting, self.averages, work)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # the other cores are the learner's
+        self.process.start()
+        their_calls.close(), their_replies.close()  # so that each side notices when the other one is gone
+        threading.Thread(target=self._send_calls, daemon=True).start()
+        atexit.register(self.close)
+        self._wait("ready")
+
+    # ---------------------------------------------------------------- calls that do not wait
+
+    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
+        self._send("add", transition, to_demos)
+
+    def imitate(self, transition: dict[str, Any]) -> None:
+        self._send("imitate", transition)
+
+    def learn(self, step: int) -> dict[str, float]:
+        """Allow the learner what this environment step allows; returns the figures of its newest update, if any."""
+        self._send("learn", step)
+        self._read_replies()
+        self.refresh()
+        return self.info
+
+    def refresh(self) -> None:
+        """Bring the acting agent up to date with the newest published parameters."""
+        self.version = self.acting.read(acting_modules(self.agent), self.version)
+
+    def note(self, step: int, progress: dict[str, Any]) -> None:
+        """What the learner saves by itself when this process is gone."""
+        self._send("note", step, progress)
+
+    # ---------------------------------------------------------------- calls that wait for the answer
+
+    def store_demos(self, demos: Demos) -> None:
+        self._send("store_demos", demos)
+        self._wait("store_demos")
+
+    def full_size_gb(self) -> tuple[float, float]:
+        self._send("full_size_gb")
+        return self._wait("full_size_gb")
+
+    def pretrain(self) -> dict[str, float]:
+        self._send("pretrain")
+        self.pretrained += 1
+        return self._wait("pretrain")
+
+    def averaged(self) -> SACAgent:
+        self._send("averaged")
+        self._wait("averaged")
+        policy = self.agent.averaged()  # a copy to load into
+        self.averages.read(acting_modules(policy), -1)
+        return policy
+
+    def save_averaged(self, path: Path) -> None:
+        self._send("save_averaged", path)
+        self._wait("save_averaged")
+
+    def save(self, step: int, progress: dict[str, Any]) -> Path:
+        self._send("save", step, progress)
+        return self._wait("save")
+
+    def load(self) -> tuple[int, dict[str, Any]]:
+        self._send("load")
+        step, progress = self._wait("load")
+        self.pretrained = progress["pretrained"]
+        self.refresh()
+        return step, progress
+
+    def close(self) -> None:
+        """End the learner's process."""
+        atexit.unregister(self.close)
+        if self.process.is_alive():
+            self._send("stop")
+            self.process.join(STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+
+    # ---------------------------------------------------------------- transport
+
+    def _send(self, name: str, *arguments: Any) -> None:
+        self.calls.put((name, arguments))
+
+    def _send_calls(self) -> None:
+        """Runs in a thread: a full pipe makes this thread wait, not the actor."""
+        try:
+            while True:
+                self.connection.send(self.calls.get())
+        except OSError:  # the learner is gone; who waits for it says so
+            pass
+
+    def _wait(self, name: str) -> Any:
+        while True:
+            self.replies.poll(0.5)
+            answer = self._read_replies(until=name)
+            if answer is not None:
+                return answer[0]
+
+    def _read_replies(self, until: str | None = None) -> tuple[Any] | None:
+        """Take what the learner has sent; an error that it reports is raised here."""
+        try:
+            while self.replies.poll(0):
+                name, content = self.replies.recv()
+                if name == "refused":
+                    self.close()
+                    raise content
+                if name == "error":
+                    error, text = content
+                    raise (error or LearnerError(f"the learner failed:\n{text}"))
+                if name == "info":
+                    self.info = content
+                elif name == until:
+                    return (content,)
+        except EOFError:
+            self.process.join(STOP_SECONDS)
+            raise LearnerError(f"the learner's process ended with exit code {self.process.exitcode}") from None
+        return None
+
+
+# ---------------------------------------------------------------- the learner's process
+
+
+def _serve(calls, replies, acting, averages, work) -> None:
+    """The main function of the learner's process: serve until the actor says stop, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
+    save_dir = Path(work["settings"]["save_dir"])
+    try:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        with open(save_dir / LOCK, "w") as file:
+            _lock(file)
+            _Service(replies, acting, averages, work).run(calls)
+    except (WriteError, FloatingPointError, RunInUse) as error:
+        replies.send(("error", (error, "")))
+    except Exception:
+        replies.send(("error", (None, traceback.format_exc())))
+
+
+def _lock(file) -> None:
+    """Wait until no learner uses the run; one whose actor was killed may still be saving."""
+    for _ in range(int(STOP_SECONDS / 0.1)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
+
+
+class _Service:
+    """A `Learner` that takes calls from a queue and learns when there is none."""
+
+    def __init__(self, replies, acting, averages, work):
+        self.replies, self.acting, self.averages = replies, acting, averages
+        seed_all(work["settings"]["seed"])
+        config = dict(work["config"], device=work["device"])
+        sizes = config.pop("image_keys"), config.pop("action_dim")
+        grippers = work["grippers"]
+        self.agent = SACHybridAgent(*sizes, 3**grippers, **config) if grippers else SACAgent(*sizes, **config)
+        self.agent.load_state_dict(torch.load(io.BytesIO(work["state"]), work["device"], weights_only=True))
+        self.learner = Learner(self.agent, **work["settings"])
+        self.due, self.step, self.noted, self.asked = 0, 0, None, False  # due: cycles that the actor's steps allow
+        self.cycles, self.since, self.published = 0, time.monotonic(), 0.0
+        self.reply("ready", True)
+
+    def run(self, calls):
+        """Take calls as they come, and learn when there are none."""
+        try:
+            while True:
+                if self.due and not calls.poll(0):
+                    self.learn()
+                    continue
+                name, arguments = calls.recv()
+                if name == "stop":
+                    return
+                getattr(self, f"on_{name}")(*arguments)
+        except (EOFError, BrokenPipeError):  # the actor was killed
+            if self.noted:
+                self.learner.save(*self.noted)
+
+    def learn(self):
+        info = self.learner.learn(self.step)
+        self.due -= 1
+        self.cycles += 1
+        if self.asked and time.monotonic() - self.published > PUBLISH_SECONDS:
+            self.asked = False  # an actor that evaluates reads no replies: do not fill the pipe
+            seconds = time.monotonic() - self.since
+            figures = {key: float(value) for key, value in info.items()}
+            self.publish()
+            self.reply("info", figures | {"cycles_per_second": self.cycles / seconds, "cycles_behind": self.due})
+            self.cycles, self.since = 0, time.monotonic()
+
+    def publish(self):
+        self.acting.write(acting_modules(self.agent))
+        self.published = time.monotonic()
+
+    def reply(self, name, content):
+        self.replies.send((name, content))
+
+    # ---------------------------------------------------------------- the calls
+
+    def on_add(self, transition, to_demos):
+        self.learner.add(transition, to_demos)
+
+    def on_imitate(self, transition):
+        self.learner.imitate(transition)
+
+    def on_learn(self, step):
+        self.due, self.step, self.asked = self.due + 1, step, True
+
+    def on_note(self, step, progress):
+        self.noted = step, progress
+
+    def on_pretrain(self):
+        info = self.learner.pretrain()
+        if self.learner.pretrained % 100 == 0:
+            self.publish()
+        self.reply("pretrain", {key: float(value) for key, value in info.items()})
+
+    def on_averaged(self):
+        self.averages.write(acting_modules(self.learner.averaged()))
+        self.publish()
+        self.reply("averaged", True)
+
+    def on_save_averaged(self, path):
+        self.learner.save_averaged(path)
+        self.reply("save_averaged", True)
+
+    def on_store_demos(self, demos):
+        self.ask("store_demos", demos)
+
+    def on_full_size_gb(self):
+        self.ask("full_size_gb")
+
+    def on_load(self):
+        self.ask("load")
+
+    def ask(self, name, *arguments):
+        """Call the learner; what it refuses is the user's mistake, and goes back as it is."""
+        try:
+            answer = getattr(self.learner, name)(*arguments)
+            self.publish()
+            self.reply(name, answer)
+        except (ValueError, OSError) as error:
+            self.reply("refused", error)
+
+    def on_save(self, step, progress):
+        self.reply("save", self.learner.save(step, progress))

@@ -1,0 +1,232 @@
+"""The learner in a process of its own: same buffers, parameters that arrive whole, crashes that are said; the pace."""
+
+import multiprocessing as mp
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train_hybrid
+from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.training.pace import Pace
+from pytorch_serl.training.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
+from pytorch_serl.utils.files import load_checkpoint
+from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, make_demos, metrics, refused
+from tests.tiny_env import LENGTH
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
+
+
+@pytest.fixture(autouse=True)
+def no_published_backbone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def words(demos, out, **changes):
+    options = {
+        "demo_paths": demos, "image_keys": "image", "setup_mode": "single-arm-fixed-gripper", "save_dir": out,
+        "env": "tests.tiny_env:TinyHuman-v0", "device": "cpu", "batch_size": 4, "views": 2, "pretrain_steps": 2,
+        "training_starts": 4, "max_steps": 3 * LENGTH, "eval_every": 2 * LENGTH, "eval_episodes": 1, "stop_at": 1.0,
+        "buffer_capacity": 100,
+    }  # fmt: skip
+    return command(options | changes)
+
+
+def test_a_run_and_its_resumption(demos, tmp_path):
+    """One command line: files, buffers, what was evaluated is what is kept, and --resume goes on."""
+    out = tmp_path / "run"
+    train_hybrid.main(words(demos, out))
+    assert {file.name for file in out.iterdir()} >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json", "episodes"}
+    saved, best = content(out), load_checkpoint(out / "best.pt")
+    recorded = [step for path in episode_files(out).values() for step in read_episode(path)]
+    assert saved["step"] == len(recorded) == 3 * LENGTH and saved["progress"]["pretrained"] == 2
+    assert set(metrics(out, "eval_success")) == {0, 2 * LENGTH, 3 * LENGTH}
+    assert best["kind"] == "SACAgent" and not equal(best["modules"]["actor"], saved["agent"]["modules"]["actor"])
+    train_hybrid.main(words(demos, out, max_steps=5 * LENGTH, resume=True))
+    assert content(out)["step"] == 5 * LENGTH and content(out)["progress"]["episode"] == 5
+    assert len(episode_files(out)) == 5
+
+
+def test_the_buffers_are_those_of_a_learner_inline(demos, tmp_path):
+    """What crosses the processes arrives: same transitions, corrections, pretraining; from it the same first update."""
+    for learner in ("inline", "process"):
+        changes = {"learner": learner, "random_steps": 100, "training_starts": 100, "max_steps": 2 * LENGTH}
+        train_hybrid.main(words(demos, tmp_path / learner, **changes))
+    a, b = (content(tmp_path / learner) for learner in ("inline", "process"))
+    assert a["sampling"] == b["sampling"] and equal(a["agent"], b["agent"])
+    for part, other in zip(a["parts"], b["parts"], strict=True):
+        pair = [load_checkpoint(tmp_path / name / p["file"]) for name, p in (("inline", part), ("process", other))]
+        assert part == other and equal(*pair)
+
+
+def remote(demos, out, **changes):
+    args = train_hybrid.parse_args(words(demos, out, **changes))
+    read = train_hybrid.read_demos(args.demo_paths, args.image_keys, args.setup_mode)
+    agent = train_hybrid.build.make_agent(
+        read, lr=1e-3, discount=0.9, device=args.device, backbone=None, trainable=False
+    )
+    return train_hybrid.HybridTraining(args, agent, read, out, train_hybrid.make_env(args, read)), read
+
+
+def test_the_actor_gets_what_was_learned(demos, tmp_path):
+    run, read = remote(demos, tmp_path)
+    assert isinstance(run.learner, RemoteLearner)
+    before = [p.clone() for m in acting_modules(run.agent) for p in m.parameters()]
+    run.learner.store_demos(read)
+    info = run.learner.pretrain()
+    assert 0 < info["clone_loss"] and run.learner.pretrained == 1
+    policy = run.learner.averaged()
+    run.learner.save_averaged(tmp_path / "best.pt")
+    run.learner.refresh()
+    path = run.learner.save(0, {"evaluated": -1})
+    saved, kept = content(tmp_path)["agent"]["modules"], load_checkpoint(tmp_path / "best.pt")["modules"]
+    run.learner.close()
+    assert path == tmp_path / "last.pt" and not run.learner.process.is_alive()
+    after = [p for m in acting_modules(run.agent) for p in m.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after))
+    assert equal(run.agent.actor.state_dict(), saved["actor"])
+    assert equal(run.agent.online["encoder"].state_dict(), {
+        k.removeprefix("encoder."): v for k, v in saved["online"].items() if k.startswith("encoder.")})  # fmt: skip
+    assert equal(policy.actor.state_dict(), kept["actor"]) and equal(kept["actor"], saved["average_actor"])
+    assert equal(kept["backbone"], run.agent.backbone.state_dict())
+
+
+def test_a_failure_of_the_learner_is_said_with_its_traceback(demos, tmp_path):
+    run, read = remote(demos, tmp_path)
+    run.learner.store_demos(read)
+    run.learner.add({"observations": {}})  # what no actor sends
+    with pytest.raises(LearnerError, match=r"(?s)the learner failed:.*Traceback.*wanted"):
+        run.learner.save(0, {"evaluated": -1})
+    run.learner.close()
+
+
+@pytest.mark.parametrize("victim", ["learner", "actor"])
+def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
+    out = tmp_path / "run"
+    changes = {"max_steps": 10_000, "eval_every": 4 * LENGTH, "control_hz": 20}
+
+    def start(**more):
+        script = [sys.executable, ROOT / "train_hybrid.py", *words(demos, out, **changes | more)]
+        return subprocess.Popen(script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    process = start()
+    wait(lambda: len(episode_files(out)) >= 6 or process.poll() is not None)
+    (child,) = children(process.pid)
+    os.kill(child if victim == "learner" else process.pid, signal.SIGKILL)
+    text = process.communicate(timeout=60)[0]
+    if victim == "learner":
+        assert process.returncode == 1 and "LearnerError: the learner's process ended with exit code -9" in text
+    wait(lambda: not running(child))
+    recorded = sum(len(read_episode(path)) for path in episode_files(out).values())
+    assert victim == "learner" or content(out)["step"] >= 5 * LENGTH  # the learner saved what it had
+    process = start(resume=True)
+    wait(lambda: len(episode_files(out)) >= 8 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    saved = content(out)
+    assert process.returncode == 130 and f"environment step {saved['step']:,} is saved in" in text, text[-3000:]
+    total = sum(len(read_episode(path)) for path in episode_files(out).values())
+    assert recorded < total == saved["step"]
+
+
+def wait(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children(pid):
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "spawn_main"], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
+
+
+def running(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return state != "" and not state.startswith("Z")
+
+
+def test_a_run_in_use_and_a_checkpoint_that_does_not_fit_are_refused(demos, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    train_hybrid.main(words(demos, out, max_steps=1))
+    capsys.readouterr()
+    refused(train_hybrid, capsys, "--views was 2, is 3", words(demos, out, resume=True, views=3))
+    run, _ = remote(demos, out)
+    monkeypatch.setattr("pytorch_serl.training.processes.STOP_SECONDS", 20)
+    refused(train_hybrid, capsys, "is in use by another run", words(demos, out, resume=True))
+    run.learner.close()
+
+
+# ---------------------------------------------------------------- parameters through shared memory
+
+
+def test_parameters_arrive_whole_while_they_are_being_written():
+    module, seen = nn.Linear(300, 300), set()
+    shared = SharedParameters(sum(p.numel() for p in module.parameters()), mp.get_context("spawn"))
+    writer, stop = nn.Linear(300, 300), threading.Event()
+
+    def write():
+        value = 0.0
+        while not stop.is_set():
+            value += 1.0
+            for parameter in writer.parameters():
+                parameter.data.fill_(value)
+            shared.write([writer])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    known = 0
+    for _ in range(300):
+        known = shared.read([module], known)
+        values = torch.cat([p.detach().flatten() for p in module.parameters()]).unique()
+        assert known == 0 or values.tolist() == [float(known)]
+        seen.add(known)
+    stop.set()
+    thread.join()
+    assert len(seen) > 5
+
+
+# ---------------------------------------------------------------- the pace
+
+
+def test_steps_are_a_period_apart_and_late_ones_are_counted():
+    pace, starts = Pace(control_hz=50), []
+    for thinking in [0.002] * 8 + [0.04] + [0.002] * 3:
+        pace.observed()
+        time.sleep(thinking)
+        pace.keep()
+        starts.append(time.monotonic())
+    steps = np.diff(starts)
+    assert (steps > 0.01).all() and np.median(steps) < 0.024 and steps[7] > 0.035
+    figures = pace.figures()
+    assert figures["overruns"] == pytest.approx(1 / 11) and 2 <= figures["action_ms_p50"] < 10
+    assert figures["action_ms_p99"] > 30 and 19.5 <= figures["step_ms_p50"] < 24
+    pace.restart()
+    pace.observed(), time.sleep(0.1), pace.keep()  # an episode's first step is late for nothing
+    assert pace.figures()["overruns"] == pytest.approx(1 / 11)
+
+
+def test_without_a_rate_it_only_measures():
+    pace = Pace()
+    for _ in range(3):
+        pace.observed()
+        pace.keep()
+    assert pace.figures()["step_ms_p99"] < 20 and "overruns" not in pace.figures()
