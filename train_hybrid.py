@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.demos import num_arms, num_grippers, read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
@@ -66,10 +66,13 @@ FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "batch_size", "lr
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     data = add_data_arguments(parser, save_dir=None, env="built-in")
-    data.add_argument("--human", choices=("scripted", "env"), help="who corrects the policy: the scripted human, or "
-                      "what the environment reports in info['intervene_action']; default: scripted with the built-in "
-                      "task, else env")  # fmt: skip
-    data.add_argument("--reward", choices=("env", "classifier"), default="env", help="where success comes from")
+    data.add_argument("--human", choices=("scripted", "env", "keyboard"), help="who corrects the policy: the scripted "
+                      "human, whoever the environment reports in info['intervene_action'], or you by keys in this "
+                      "terminal; default: scripted with the built-in task, else env")  # fmt: skip
+    data.add_argument("--reward", choices=("env", "classifier", "human"), default="env", help="where success comes "
+                      "from; human: from a key alone")  # fmt: skip
+    data.add_argument("--confirm", action="store_true", help="with --human keyboard: what the environment or the "
+                      "classifier calls success counts only when you agree")  # fmt: skip
     data.add_argument("--classifier_ckpt", help="best.pt of train_classifier.py, for --reward classifier")
     learn = add_learning_arguments(parser, unit="environment step", batch_help="half demos, half online")
     learn.add_argument("--cta_ratio", type=int, default=2, help="critic updates per actor update")
@@ -123,7 +126,7 @@ def resolve(args, parser):
     if args.human is None:
         args.human = "scripted" if built_in else "env"
     if args.imitate_successes is None:
-        args.imitate_successes = args.human == "env"
+        args.imitate_successes = args.human != "scripted"
     if args.training_starts is None:
         args.training_starts = 100 if warm else 1000
     if args.random_steps is None:
@@ -132,6 +135,8 @@ def resolve(args, parser):
         args.clone_weight = 0.0
     if args.human == "scripted" and not built_in:
         parser.error("--human scripted knows the built-in task only; use --human env with your own environment")
+    if (args.reward == "human" or args.confirm) and args.human != "keyboard":
+        parser.error("--reward human and --confirm take your verdict from the terminal; add --human keyboard")
     if (args.reward == "classifier") != bool(args.classifier_ckpt):
         parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
     if args.eval_ckpt and (args.resume or args.init_ckpt):
@@ -315,6 +320,13 @@ def make_env(args, demos):
     build.check_env(env, demos, args.env)
     if args.reward == "classifier":
         env = ClassifierReward(env, RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device))
+    if args.human == "keyboard":
+        from pytorch_serl.envs.keyboard import HELP, KeyboardHuman, Terminal
+
+        judge = "alone" if args.reward == "human" else "confirm" if args.confirm else "overrule"
+        env = KeyboardHuman(env, Terminal(), arms=num_arms(args.setup_mode), judge=judge, steer=False,
+                            grippers=num_grippers(args.setup_mode) > 0, say=tqdm.write)  # fmt: skip
+        print(HELP)
     return env
 
 

@@ -199,6 +199,27 @@ def test_the_policys_gripper_commands_are_counted(demos, tmp_path):
     assert episode(-1, -1, 1, 1, -1, -1) == (2, 1)
 
 
+def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
+    """Takes over in the second step, moves twice, ends the episode with success; in evaluations only the verdict."""
+    keys = iter(["", "", "t", "w", "a", "ty"] + [""] * 1000)
+
+    class Terminal:
+        def read(self, timeout=0.0):
+            return next(keys)
+
+    monkeypatch.setattr("pytorch_serl.envs.keyboard.Terminal", Terminal)
+    run = training(demos, tmp_path, human="keyboard", env="TinySilent-v0", reward="human", seed=1)
+    before = len(run.learner.demo)
+    run.actor.start_episode()
+    assert [run.act(step) for step in range(4)] == [False, False, False, True]
+    online = next(run.learner.online.in_order(10))
+    assert online["rewards"].tolist() == [0, 0, 0, 1] and online["masks"].tolist() == [1, 1, 1, 0]
+    assert online["actions"][1:3].tolist() == [[0.5, 0, 0, 0, 0, 0], [0, 0.5, 0, 0, 0, 0]]
+    assert len(run.learner.demo) == before + 2 and run.actor.solved
+    assert [step.get("human_verdict") for step in read_episode(episode_files(tmp_path)[0])] == [None] * 3 + [1.0]
+    assert evaluate(Still(), run.eval_env, 1).successes == 0
+
+
 @pytest.mark.parametrize("imitate", [True, False, None])
 def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
     words = {} if imitate is None else {"imitate_successes" if imitate else "no-imitate_successes": True}
@@ -619,6 +640,10 @@ def test_starts_from_an_offline_agent(demos, tmp_path, monkeypatch):
 
 
 BAD = {
+    "keys without a terminal": ({"human": "keyboard"}, "--human keyboard reads keys from a terminal"),
+    "verdict of nobody": ({"reward": "human"}, "add --human keyboard"),
+    "nobody to confirm": ({"confirm": True}, "add --human keyboard"),
+    "no rate": ({"control_hz": 0}, "--control_hz is 0.0; wanted steps per second"),
     "no file": ({"demo_paths": "none.pkl"}, "none.pkl: file: got no such file"),
     "no camera": ({"image_keys": "side"}, "wanted the image key 'side'"),
     "other mode": ({"setup_mode": LEARNED}, f"--setup_mode {FIXED}"),

@@ -12,7 +12,7 @@ from pytorch_serl.training.evaluate import EVAL_SEED
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
-VERDICTS = ("succeed", "success_probability")  # of the environment or human, and of the classifier
+VERDICTS = ("succeed", "success_probability", "human_verdict")  # what counted, the classifier's, the human's
 RECENT = 20  # training episodes in the success rates on the progress bar
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
@@ -77,6 +77,7 @@ class Actor:
         transition = step | {"observations": self.stored, "next_observations": next_stored}
         if "intervene_action" in info:
             self.helped += 1
+            self.pace.restart()  # a human takes the time that he needs
             self.corrections.append(transition["actions"])
         elif self.agent.num_grippers:
             commands = action.reshape(self.agent.num_grippers, -1)[:, -1]

@@ -123,9 +123,11 @@ def make_env(name: str, setup_mode: str) -> gym.Env:
 
 
 def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
-    """The environment with the scripted human beside it; as it is where the environment has a human of its own."""
+    """The environment for training: with the human beside it, or as it is where it has a human of its own."""
     if human == "env":
         return env
+    if human == "keyboard":
+        return env.steered()
     from pytorch_serl.envs.scripted import ScriptedHuman
 
     return ScriptedHuman(env, seed=seed)

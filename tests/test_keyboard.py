@@ -1,0 +1,147 @@
+"""The human at the keyboard: what keys do, who judges, and a real terminal (a pseudo-terminal) once."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from pytorch_serl.envs.keyboard import SPEED, KeyboardHuman
+from tests.runs import ROOT
+
+NOTHING = np.full(14, 0.1, np.float32)
+
+
+class Typed:
+    """Keys as they come: one string per `read`; a read that waits and finds none left fails the test."""
+
+    def __init__(self, *keys):
+        self.keys = list(keys)
+
+    def read(self, timeout=0.0):
+        assert self.keys or timeout == 0.0, "waits for a key that nobody presses"
+        return self.keys.pop(0) if self.keys else ""
+
+
+class Recorder(gym.Env):
+    """Keeps the actions; `ends` are (reward, terminated, succeed) of the coming steps."""
+
+    def __init__(self, size, *ends):
+        self.action_space = gym.spaces.Box(-1, 1, (size,), np.float32)
+        self.observation_space, self.actions, self.ends = gym.spaces.Box(0, 1, (1,)), [], list(ends)
+
+    def reset(self, **options):
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.actions.append(action)
+        reward, terminated, succeed = self.ends.pop(0) if self.ends else (0.0, False, False)
+        return np.zeros(1), reward, terminated, False, {"succeed": succeed}
+
+
+def human(*keys, arms=1, grippers=True, ends=(), **options):
+    lines = []
+    env = Recorder(arms * (6 + grippers), *ends)
+    env = KeyboardHuman(env, Typed(*keys), arms=arms, grippers=grippers, say=lines.append, **options)
+    env.lines, env.policy = lines, NOTHING[: arms * (6 + grippers)]
+    return env
+
+
+def test_the_policy_acts_until_somebody_takes_over_and_after_handing_back():
+    env = human("", "wc", "t", "w", "dr", "o", "t", "")
+    infos = [env.step(env.policy)[4] for _ in range(6)]
+    helped = [i for i, info in enumerate(infos) if "intervene_action" in info]
+    assert helped == [2, 3, 4]  # moving keys without t do nothing; t alone waits for a key
+    wanted = np.zeros((3, 7), np.float32)
+    wanted[0, 0], wanted[1, 1], wanted[1, 2], wanted[2, 6] = SPEED, -SPEED, SPEED, 1.0
+    assert np.array_equal([infos[i]["intervene_action"] for i in helped], wanted)
+    assert np.array_equal(env.env.actions[2:5], wanted) and infos[2]["intervene_action"].dtype == np.float32
+    assert all(np.array_equal(env.env.actions[i], env.policy) for i in (0, 1, 5))
+    assert env.lines == ["in control: you, arm", "in control: the policy"]
+
+
+def test_two_arms_and_fixed_grippers():
+    env = human("tw", "\tw", "\ts", arms=2)
+    actions = [env.step(env.policy)[4]["intervene_action"].reshape(2, 7) for _ in range(3)]
+    assert [a.any(axis=1).tolist() for a in actions] == [[True, False], [False, True], [True, False]]
+    assert env.lines == ["in control: you, left arm", "your keys move the right arm", "your keys move the left arm"]
+    env = human("t", "c", "w", grippers=False)
+    assert env.step(env.policy)[4]["intervene_action"].tolist() == [SPEED, 0, 0, 0, 0, 0]
+
+
+def test_pause_waits():
+    env = human("p", "w", "x", "p", "")
+    env.step(env.policy)
+    assert env.lines == ["paused; p goes on", "goes on"] and len(env.keys.keys) == 1
+
+
+def test_an_episode_begins_with_the_policy_and_without_old_keys():
+    env = human("t", "w", "y", "")
+    env.step(env.policy)
+    env.reset()
+    assert env.step(env.policy)[1:3] == (0.0, False) and np.array_equal(env.env.actions[-1], env.policy)
+    assert env.lines[-1] == "in control: the policy"
+
+
+@pytest.mark.parametrize(
+    "judge, keys, end, expected",  # end: reward, terminated, succeed; expected: those, truncated, the human's verdict
+    [
+        ("overrule", [""], (0.0, False, False), (0.0, False, False, False, None)),
+        ("overrule", [""], (1.0, True, True), (1.0, True, True, False, None)),
+        ("overrule", ["y"], (0.0, False, False), (1.0, True, True, False, 1.0)),
+        ("overrule", ["n"], (1.0, True, True), (0.0, False, False, True, 0.0)),
+        ("overrule", ["n"], (0.0, True, False), (0.0, True, False, False, 0.0)),  # it did end, by a fall, say
+        ("confirm", ["", "y"], (1.0, True, True), (1.0, True, True, False, 1.0)),
+        ("confirm", ["", "wn"], (1.0, True, True), (0.0, False, False, True, 0.0)),
+        ("confirm", [""], (0.0, False, False), (0.0, False, False, False, None)),
+        ("alone", [""], (1.0, True, True), (0.0, False, False, False, None)),
+        ("alone", ["y"], (0.0, False, False), (1.0, True, True, False, 1.0)),
+    ],
+)
+def test_who_says_what_success_is(judge, keys, end, expected):
+    env = human(*keys, ends=[end], judge=judge)
+    _, reward, terminated, truncated, info = env.step(env.policy)
+    assert (reward, terminated, info["succeed"], truncated, info.get("human_verdict")) == expected
+    assert ("success? y or n" in env.lines) == (judge == "confirm" and end[2])
+
+
+def test_an_evaluation_can_be_judged_but_not_helped():
+    env = human("tw", "y", steer=False)
+    assert "intervene_action" not in env.step(env.policy)[4] and env.step(env.policy)[4]["succeed"] is True
+    steered = human("tw", steer=False).steered()
+    assert "intervene_action" in steered.step(NOTHING[:7])[4]
+
+
+def test_a_terminal():
+    """Keys arrive at once and unechoed, Ctrl-C stays, and afterwards the terminal is as before."""
+    program = (
+        "import termios, sys; from pytorch_serl.envs.keyboard import Terminal\n"
+        "before = termios.tcgetattr(0); keys = Terminal(); print('ready', flush=True)\n"
+        "print('got', repr(keys.read(timeout=20)), repr(keys.read()), flush=True); keys.close()\n"
+        "print('same', termios.tcgetattr(0) == before, flush=True)"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.write(ours, b"w")
+    assert process.stdout.readline() == "got 'w' ''\n"
+    assert process.stdout.readline() == "same True\n" and process.wait() == 0
+    os.set_blocking(ours, False)
+    time.sleep(0.1)
+    with pytest.raises(BlockingIOError):
+        os.read(ours, 10)  # nothing was echoed
+    os.close(ours), os.close(theirs)
+
+
+def test_without_a_terminal_it_is_refused():
+    program = "from pytorch_serl.envs.keyboard import Terminal; Terminal()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT
+    )
+    assert "ValueError: --human keyboard reads keys from a terminal" in done.stderr
