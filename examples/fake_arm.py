@@ -91,7 +91,8 @@ class FakeArm(gym.Env):
         return {"front": front, "wrist": wrist, "state": self.driver.position.astype(np.float32)}
 
 
-gym.register("FakeArm-v0", entry_point="examples.fake_arm:FakeArm", max_episode_steps=40)
+if "FakeArm-v0" not in gym.registry:  # also when this file runs as a script
+    gym.register("FakeArm-v0", entry_point="examples.fake_arm:FakeArm", max_episode_steps=40)
 
 
 def teleoperate(env: gym.Env, rng: np.random.Generator) -> np.ndarray:
