@@ -9,4 +9,4 @@ PYTHON="$VENV/bin/python"
 DATA="${DATA:-./data}" OUT="${OUT:-./hybrid_ckpt}"
 [ -e "$DATA/demos.pkl" ] || "$PYTHON" -m pytorch_serl.envs.record --output_dir "$DATA"
 "$PYTHON" train_hybrid.py --demo_paths "$DATA/demos.pkl" --image_keys image wrist \
-    --setup_mode single-arm-learned-gripper --save_dir "$OUT" "$@"
+    --setup_mode single-arm-learned-gripper --save_dir "$OUT" --max_steps 8000 "$@"

@@ -15,7 +15,7 @@ from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training import build
-from pytorch_serl.training.evaluate import Evaluation, held_out_errors
+from pytorch_serl.training.evaluate import EVAL_SEED, Evaluation, held_out_errors
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
     FIXED,
@@ -111,14 +111,19 @@ def test_with_an_environment(tmp_path):
 
 
 def fake_environment(monkeypatch, rates):
-    """Evaluations of an environment that nobody steps, one after another."""
+    """Evaluations of an environment that nobody steps, one after another; who passed once sees other episodes."""
     results = iter(rates)
-    finals = []
+    finals, passed = [], [0]
+
+    def evaluate(agent, env, n, seed):
+        assert seed == EVAL_SEED + n * passed[0]
+        rate = next(results)
+        passed[0] = passed[0] + 1 if rate >= 0.95 else 0
+        return Evaluation(round(n * rate), n, [], [], {})
+
     monkeypatch.setattr(train_offline.build, "make_env", lambda name, mode: object())
     monkeypatch.setattr(train_offline.build, "check_env", lambda *a: None)
-    monkeypatch.setattr(
-        train_offline, "evaluate", lambda agent, env, n: Evaluation(round(n * next(results)), n, [], [], {})
-    )
+    monkeypatch.setattr(train_offline, "evaluate", evaluate)
     monkeypatch.setattr(
         train_offline,
         "report_evaluation",

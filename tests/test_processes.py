@@ -118,7 +118,7 @@ def test_a_failure_of_the_learner_is_said_with_its_traceback(demos, tmp_path):
     run.learner.close()
 
 
-@pytest.mark.parametrize("victim", ["learner", "actor"])
+@pytest.mark.parametrize("victim", [pytest.param("learner", marks=pytest.mark.slow), "actor"])
 def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
     out = tmp_path / "run"
     changes = {"max_steps": 10_000, "eval_every": 4 * LENGTH, "control_hz": 20}
@@ -164,13 +164,12 @@ def running(pid):
     return state != "" and not state.startswith("Z")
 
 
-def test_a_run_in_use_and_a_checkpoint_that_does_not_fit_are_refused(demos, tmp_path, capsys, monkeypatch):
+def test_a_run_in_use_and_a_checkpoint_that_does_not_fit_are_refused(demos, tmp_path, capsys):
     out = tmp_path / "run"
     train_hybrid.main(words(demos, out, max_steps=1))
     capsys.readouterr()
     refused(train_hybrid, capsys, "--views was 2, is 3", words(demos, out, resume=True, views=3))
     run, _ = remote(demos, out)
-    monkeypatch.setattr("pytorch_serl.training.processes.STOP_SECONDS", 20)
     refused(train_hybrid, capsys, "is in use by another run", words(demos, out, resume=True))
     run.learner.close()
 

@@ -30,6 +30,7 @@ from pytorch_serl.utils.files import WriteError
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
+LOCK_SECONDS = 10.0  # for the learner of a killed run to save
 LOCK = ".learner.lock"
 
 
@@ -247,7 +248,7 @@ def _serve(calls, replies, acting, averages, work) -> None:
 
 def _lock(file) -> None:
     """Wait until no learner uses the run; one whose actor was killed may still be saving."""
-    for _ in range(int(STOP_SECONDS / 0.1)):
+    for _ in range(int(LOCK_SECONDS / 0.1)):
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
