@@ -1,5 +1,6 @@
 """The learner in a process of its own: same buffers, parameters that arrive whole, crashes that are said; the pace."""
 
+import fcntl
 import multiprocessing as mp
 import os
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 
 import train_hybrid
 from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.training import processes
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
 from pytorch_serl.utils.files import load_checkpoint
@@ -164,14 +166,23 @@ def running(pid):
     return state != "" and not state.startswith("Z")
 
 
-def test_a_run_in_use_and_a_checkpoint_that_does_not_fit_are_refused(demos, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_fit_is_refused(demos, tmp_path, capsys):
     out = tmp_path / "run"
     train_hybrid.main(words(demos, out, max_steps=1))
     capsys.readouterr()
+    before = (out / "last.pt").read_bytes()
     refused(train_hybrid, capsys, "--views was 2, is 3", words(demos, out, resume=True, views=3))
-    run, _ = remote(demos, out)
-    refused(train_hybrid, capsys, "is in use by another run", words(demos, out, resume=True))
-    run.learner.close()
+    assert before == (out / "last.pt").read_bytes()
+
+
+def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "LOCK_SECONDS", 0.3)
+    with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
+        processes._lock(first)
+        with pytest.raises(processes.RunInUse, match="is in use by another run"):
+            processes._lock(second)
+        threading.Timer(0.1, lambda: fcntl.flock(first, fcntl.LOCK_UN)).start()
+        processes._lock(second)
 
 
 # ---------------------------------------------------------------- parameters through shared memory
