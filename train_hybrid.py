@@ -32,7 +32,7 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import identity
-from pytorch_serl.training.evaluate import EVAL_SEED, EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation
+from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation, training_seed
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.processes import LearnerError, RemoteLearner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError
@@ -225,7 +225,7 @@ class HybridTraining:
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
         policy, episodes = self.learner.averaged(), eval_episodes(self.args)
-        seed = EVAL_SEED + episodes * self.progress["passed"]  # who passed once has to pass on other episodes, too
+        seed = training_seed(episodes, self.progress["passed"])
         screen = self.args.stop_at - SCREEN_MARGIN
         result = evaluate(policy, self.eval_env, episodes, seed=seed, screen=screen)
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
@@ -244,7 +244,7 @@ class HybridTraining:
 
     def state(self):
         self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
-        return self.progress
+        return dict(self.progress)  # a copy: a learner in another process gets it later
 
     def load(self):
         """Take over what `save` wrote; returns its step."""

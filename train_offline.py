@@ -33,12 +33,12 @@ from pytorch_serl.training.arguments import (
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import (
-    EVAL_SEED,
     EVALUATION_FILES,
     FINAL_SEED,
     evaluate,
     held_out_errors,
     report_evaluation,
+    training_seed,
 )
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import (
@@ -156,8 +156,7 @@ class OfflineTraining:
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
             episodes = eval_episodes(self.args)
-            seed = EVAL_SEED + episodes * self.progress["passed"]  # who passed once has to pass on other episodes, too
-            result = evaluate(policy, self.env, episodes, seed=seed)
+            result = evaluate(policy, self.env, episodes, seed=training_seed(episodes, self.progress["passed"]))
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["passed"] = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0

@@ -39,25 +39,14 @@ from tests.runs import (
 )
 from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv
 
+pytestmark = pytest.mark.usefixtures("empty_home")
+
 
 class Still:
     num_grippers, image_keys = 0, ["image"]
 
     def sample_actions(self, obs, argmax):
         return np.zeros(6, np.float32)
-
-
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
-
-
-@pytest.fixture(autouse=True)
-def no_published_backbone(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    yield
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def words(demos, out, **changes):

@@ -33,11 +33,6 @@ from tests.runs import (
 
 
 @pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
-
-
-@pytest.fixture(scope="module")
 def gripper_demos(tmp_path_factory):
     path = tmp_path_factory.mktemp("demos") / "gripper.pkl"
     return make_demos(path, action_dim=7, gripper=True, keys=("image", "wrist"))

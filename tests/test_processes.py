@@ -20,26 +20,19 @@ from pytorch_serl.training import processes
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
 from pytorch_serl.utils.files import load_checkpoint
-from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, make_demos, metrics, refused
+from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.tiny_env import LENGTH
 
 
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
-
-
 @pytest.fixture(autouse=True)
-def no_published_backbone(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def one_thread(empty_home, monkeypatch):
+    """The same sums here and in the learner's process, which finds the tests' environment."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def words(demos, out, **changes):

@@ -66,7 +66,8 @@ class Alarms:
 
 def check_numbers(info: dict[str, Any], batches: list[dict[str, Any]], save_dir: Path, place: str) -> None:
     """Raise FloatingPointError for a figure that is NaN or infinite, with the batches that led to it saved first."""
-    if all(torch.isfinite(torch.stack([torch.as_tensor(value).float() for value in info.values()]))):
+    values = torch.stack([torch.as_tensor(value).float() for value in info.values()])
+    if torch.isfinite(values).all():  # waits for the device once
         return
     wrong = {name: float(value) for name, value in info.items() if not math.isfinite(value)}
     save_checkpoint(save_dir / NAN_BATCH, {"place": place, "figures": wrong, "batches": batches})

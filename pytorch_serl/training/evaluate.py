@@ -20,6 +20,11 @@ SCREEN_EPISODES = 20  # after so many, an evaluation that cannot matter any more
 FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 
+def training_seed(episodes: int, passed: int) -> int:
+    """Seed of an evaluation of so many episodes during training: who `passed` once has to pass on others, too."""
+    return EVAL_SEED + episodes * passed
+
+
 @dataclass
 class Evaluation:
     """What a run of unaided episodes showed."""

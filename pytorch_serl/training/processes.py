@@ -322,8 +322,6 @@ class _Service:
 
     def on_pretrain(self):
         info = self.learner.pretrain()
-        if self.learner.pretrained % 100 == 0:
-            self.publish()
         self.reply("pretrain", {key: float(value) for key, value in info.items()})
 
     def on_averaged(self):

@@ -1,0 +1,22 @@
+"""Fixtures that several test files use."""
+
+import signal
+
+import pytest
+
+from tests.runs import make_demos
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """Tiny demos of the fixed-gripper mode."""
+    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl")
+
+
+@pytest.fixture
+def empty_home(monkeypatch, tmp_path):
+    """No published backbone at home, and an empty working directory; the scripts' SIGTERM handler is undone."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
