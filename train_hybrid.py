@@ -35,7 +35,7 @@ from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation, training_seed
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.processes import LearnerError, RemoteLearner
-from pytorch_serl.training.rewards import ClassifierReward, ContractError
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -56,24 +56,30 @@ from pytorch_serl.utils.files import WriteError
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
+ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy", "overruns", "updates_per_second")
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
 # a resumed run must agree in these to continue bit for bit
-FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "batch_size", "lr", "discount", "cta_ratio",
-         "cycles_per_step", "pretrain_steps", "clone_steps", "clone_weight", "training_starts", "random_steps",
-         "imitate_successes", "buffer_capacity", "views", "train_backbone", "seed")  # fmt: skip
+FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "success_frames", "success_state", "batch_size", "lr",
+         "discount", "cta_ratio", "cycles_per_step", "pretrain_steps", "clone_steps", "clone_weight", "training_starts",
+         "random_steps", "imitate_successes", "buffer_capacity", "views", "train_backbone", "seed")  # fmt: skip
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     data = add_data_arguments(parser, save_dir=None, env="built-in")
-    data.add_argument("--human", choices=("scripted", "env", "keyboard"), help="who corrects the policy: the scripted "
-                      "human, whoever the environment reports in info['intervene_action'], or you by keys in this "
-                      "terminal; default: scripted with the built-in task, else env")  # fmt: skip
+    data.add_argument("--human", choices=("scripted", "env", "keyboard", "gamepad"), help="who corrects the "
+                      "policy: the scripted human, whoever the environment reports in info['intervene_action'], or you "
+                      "by keys in this terminal or with a gamepad; default: scripted with the built-in task, else "
+                      "env")  # fmt: skip
     data.add_argument("--reward", choices=("env", "classifier", "human"), default="env", help="where success comes "
-                      "from; human: from a key alone")  # fmt: skip
-    data.add_argument("--confirm", action="store_true", help="with --human keyboard: what the environment or the "
-                      "classifier calls success counts only when you agree")  # fmt: skip
+                      "from; human: from your key or button alone")  # fmt: skip
+    data.add_argument("--confirm", action="store_true", help="with --human keyboard or gamepad: what the "
+                      "environment or the classifier calls success counts only when you agree")  # fmt: skip
     data.add_argument("--classifier_ckpt", help="best.pt of train_classifier.py, for --reward classifier")
+    data.add_argument("--success_frames", type=int, default=1, help="with --reward classifier: so many frames in a row "
+                      "have to look like success")  # fmt: skip
+    data.add_argument("--success_state", nargs="+", default=[], metavar="CONDITION", help="with --reward classifier: "
+                      "conditions of the state besides, entry, < or >, value: '2>0.04'")  # fmt: skip
     learn = add_learning_arguments(parser, unit="environment step", batch_help="half demos, half online")
     learn.add_argument("--cta_ratio", type=int, default=2, help="critic updates per actor update")
     learn.add_argument(
@@ -111,7 +117,7 @@ def resolve(args, parser):
     """Fill in the defaults that depend on other settings and refuse what cannot work."""
     choose_for_device(args, max_steps=(100_000, 30_000), batch_size=(256, 64))
     check_shared(args, parser)
-    at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps")
+    at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
     at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
@@ -135,8 +141,13 @@ def resolve(args, parser):
         args.clone_weight = 0.0
     if args.human == "scripted" and not built_in:
         parser.error("--human scripted knows the built-in task only; use --human env with your own environment")
-    if (args.reward == "human" or args.confirm) and args.human != "keyboard":
-        parser.error("--reward human and --confirm take your verdict from the terminal; add --human keyboard")
+    if (args.reward == "human" or args.confirm) and args.human not in ("keyboard", "gamepad"):
+        parser.error("--reward human and --confirm want your verdict; add --human keyboard or --human gamepad")
+    if (args.success_state or args.success_frames > 1) and args.reward != "classifier":
+        parser.error("--success_frames and --success_state say when a classifier's verdict counts; add --reward "
+                     "classifier --classifier_ckpt ...")  # fmt: skip
+    with user_errors():
+        state_conditions(args.success_state)
     if (args.reward == "classifier") != bool(args.classifier_ckpt):
         parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
     if args.eval_ckpt and (args.resume or args.init_ckpt):
@@ -220,7 +231,9 @@ class HybridTraining:
     def log(self, step, log, info, bar):
         figures = {k: float(v) for k, v in info.items()} | self.actor.figures() | self.actor.pace.figures()
         log.log(step, figures | self.alarms.check(step, figures))
-        bar.set_postfix({k: f"{figures[k]:.2f}" for k in ("train_success", "helped_steps", "q", "entropy")})
+        shown = {k: f"{figures[k]:.2f}" for k in ON_THE_BAR if k in figures}
+        action_ms = "/".join(f"{figures[f'action_ms_p{percent}']:.0f}" for percent in (50, 95, 99))
+        bar.set_postfix(shown | {"action_ms": action_ms})
 
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
@@ -291,6 +304,7 @@ class HybridTraining:
                         step += 1
                         if step >= self.args.training_starts:
                             info = self.learner.learn(step)
+                    bar.set_description_str(f"training, {self.actor.in_control} acts", refresh=False)
                     bar.update()
                 if info and self.actor.episode % LOG_EVERY == 0:
                     self.log(step, log, info, bar)
@@ -319,13 +333,20 @@ def make_env(args, demos):
     env = build.make_env(args.env, args.setup_mode)
     build.check_env(env, demos, args.env)
     if args.reward == "classifier":
-        env = ClassifierReward(env, RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device))
-    if args.human == "keyboard":
-        from pytorch_serl.envs.keyboard import HELP, KeyboardHuman, Terminal
+        classifier = RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device)
+        env = ClassifierReward(env, classifier, args.success_frames, state_conditions(args.success_state))
+    if args.human in ("keyboard", "gamepad"):
+        if args.human == "keyboard":
+            from pytorch_serl.envs.keyboard import HELP, KeyboardHuman, Terminal
 
+            kind, device = KeyboardHuman, Terminal()
+        else:
+            from pytorch_serl.envs.gamepad import HELP, Gamepad, GamepadHuman
+
+            kind, device = GamepadHuman, Gamepad()
         judge = "alone" if args.reward == "human" else "confirm" if args.confirm else "overrule"
-        env = KeyboardHuman(env, Terminal(), arms=num_arms(args.setup_mode), judge=judge, steer=False,
-                            grippers=num_grippers(args.setup_mode) > 0, say=tqdm.write)  # fmt: skip
+        env = kind(env, device, arms=num_arms(args.setup_mode), grippers=num_grippers(args.setup_mode) > 0,
+                   judge=judge, steer=False, say=tqdm.write)  # fmt: skip
         print(HELP)
     return env
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import train_hybrid
 from pytorch_serl.agents.sac import SACAgent
@@ -20,7 +21,7 @@ from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
 from pytorch_serl.training.learner import Learner
-from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action, state_conditions
 from pytorch_serl.training.run import run_script
 from pytorch_serl.utils.files import load_checkpoint
 from tests import tiny_env
@@ -158,7 +159,8 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
         for key in ("observations", "next_observations"):
             assert torch.equal(copied[key]["image"], online[place][key]["image"])
     assert run.actor.figures() == {
-        "train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH, "idle_corrections": 0.0,
+        "train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH, "helped_episodes": 1.0,
+        "idle_corrections": 0.0,
     }  # fmt: skip
 
 
@@ -296,7 +298,7 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
 class Verdicts:
     """A classifier that says what it is told."""
 
-    image_keys = ["image"]
+    image_keys, image_shapes = ["image"], {"image": (32, 32)}
 
     def __init__(self, *verdicts):
         self.verdicts = list(verdicts)
@@ -321,6 +323,64 @@ def test_a_silent_classifier_leaves_the_environment_its_endings(seed, ends):
     env.reset(seed=seed)
     *_, last = (env.step(np.zeros(6)) for _ in range(LENGTH))
     assert (last[1], *last[2:4]) == (0.0, *ends) and last[4]["succeed"] is False
+
+
+def test_success_takes_frames_in_a_row():
+    env = ClassifierReward(TinyEnv(), Verdicts(True, False, True, True, True), frames=2)
+    env.reset(seed=1)
+    steps = [env.step(np.zeros(6)) for _ in range(4)]
+    assert [step[1] for step in steps] == [0.0, 0.0, 0.0, 1.0]
+    assert [steps[-1][4][name] for name in ("classifier_verdict", "env_verdict")] == [1.0, 0.0]
+    env.reset(seed=1)  # frames of another episode do not count
+    assert env.step(np.zeros(6))[1] == 0.0
+
+
+def test_success_takes_the_state_too():
+    env, verdicts = TinyEnv(), Verdicts(*[True] * LENGTH)
+    env.reset = lambda **options: ({}, {})
+    states = iter([[0, 0.1, -2], [0, 0.3, -2], [0, 0.3, -0.5], [0, 0.1, -0.5]])
+    env.step = lambda action: ({"state": np.array(next(states), np.float32)}, 0.0, False, False, {})
+    env = ClassifierReward(env, verdicts, conditions=state_conditions(["1>0.2", "2<-1e0"]))
+    env.reset()
+    assert [env.step(None)[4]["succeed"] for _ in range(4)] == [False, True, False, False]
+    for word in ("1=2", "x>1", ">1", "1>", "1>e", "-1>0"):
+        with pytest.raises(ValueError, match="is no condition; wanted entry of the state"):
+            state_conditions([word])
+    with pytest.raises(ValueError, match=r"--success_state names the entries \[3\], the environment's state has 3"):
+        ClassifierReward(TinyEnv(), verdicts, conditions=state_conditions(["3>0"]))
+
+
+def test_a_classifier_of_other_picture_sizes_is_refused():
+    classifier = Verdicts()
+    classifier.image_shapes = {"image": (128, 96)}
+    with pytest.raises(ValueError, match=r"camera 'image' is \(32, 32, 3\), the classifier was trained on \(128, 96\)"):
+        ClassifierReward(TinyEnv(), classifier)
+
+
+def test_the_classifiers_mistakes_are_counted_and_shown(demos, tmp_path):
+    """The environment calls the last step of every second episode success; the classifier also the second of one."""
+    run = training(demos, tmp_path)
+    always = [False] * (LENGTH - 1) + [True]
+    run.actor.env = ClassifierReward(TinyEnv(), Verdicts(*always, False, True, *[False] * LENGTH))
+    episode(run)
+    assert run.actor.figures()["false_successes"] == 0.0
+    run.actor.start_episode()
+    assert [run.act(step) for step in range(2)] == [False, True]
+    assert run.actor.figures()["false_successes"] == 0.5
+    episode(run)
+    assert run.actor.figures()["false_successes"] == 0.5
+    shown = sorted((tmp_path / "called_success").iterdir())
+    assert [path.name for path in shown] == ["000000_0.900.png", "000001_0.900.png"]
+    assert Image.open(shown[0]).size == (64, 64)
+    steps = read_episode(episode_files(tmp_path)[1])
+    assert [(s["classifier_verdict"], s["env_verdict"], s["succeed"]) for s in steps] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_nobody_knows_the_mistakes_where_only_the_classifier_judges(demos, tmp_path):
+    run = training(demos, tmp_path, env="TinySilent-v0")
+    run.actor.env = ClassifierReward(run.actor.env, Verdicts(*[False] * (LENGTH - 1), True))
+    episode(run)
+    assert "false_successes" not in run.actor.figures()
 
 
 def test_evaluation_by_classifier_where_the_environment_has_no_verdict():
@@ -649,6 +709,9 @@ BAD = {
     "human": ({"human": "scripted"}, "--human scripted knows the built-in task only"),
     "no classifier": ({"reward": "classifier"}, "--reward classifier and --classifier_ckpt go together"),
     "reward": ({"classifier_ckpt": "best.pt"}, "--reward classifier and --classifier_ckpt go together"),
+    "frames": ({"success_frames": 0}, "--success_frames is 0; wanted 1 or more"),
+    "frames of what": ({"success_frames": 2}, "--success_frames and --success_state say when a classifier's verdict"),
+    "condition": ({"reward": "classifier", "classifier_ckpt": "c.pt", "success_state": "2=1"}, "'2=1' is no condition"),
     "lost classifier": ({"reward": "classifier", "classifier_ckpt": "none.pt"}, "none.pt"),
     "lost agent": ({"init_ckpt": "none.pt"}, "none.pt"),
     "lost policy": ({"eval_ckpt": "none.pt"}, "none.pt"),

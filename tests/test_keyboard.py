@@ -68,7 +68,7 @@ def test_two_arms_and_fixed_grippers():
     env = human("tw", "\tw", "\ts", arms=2)
     actions = [env.step(env.policy)[4]["intervene_action"].reshape(2, 7) for _ in range(3)]
     assert [a.any(axis=1).tolist() for a in actions] == [[True, False], [False, True], [True, False]]
-    assert env.lines == ["in control: you, left arm", "your keys move the right arm", "your keys move the left arm"]
+    assert env.lines == ["in control: you, left arm", "you move the right arm", "you move the left arm"]
     env = human("t", "c", "w", grippers=False)
     assert env.step(env.policy)[4]["intervene_action"].tolist() == [SPEED, 0, 0, 0, 0, 0]
 
@@ -76,7 +76,7 @@ def test_two_arms_and_fixed_grippers():
 def test_pause_waits():
     env = human("p", "w", "x", "p", "")
     env.step(env.policy)
-    assert env.lines == ["paused; p goes on", "goes on"] and len(env.keys.keys) == 1
+    assert env.lines == ["paused; p goes on", "goes on"] and len(env.device.keys) == 1
 
 
 def test_an_episode_begins_with_the_policy_and_without_old_keys():

@@ -6,11 +6,11 @@ import select
 import sys
 import termios
 import tty
-from collections.abc import Callable
 from typing import Protocol
 
-import gymnasium as gym
 import numpy as np
+
+from pytorch_serl.envs.human import Human
 
 SPEED = 0.5  # of the largest command, per key
 MOVES = {"w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": (2, -1), "u": (3, 1), "j": (3, -1),
@@ -59,71 +59,18 @@ class Terminal:
         atexit.unregister(self.close)
 
 
-class KeyboardHuman(gym.Wrapper):
-    """Lets a human take over, judge and pause.
+class KeyboardHuman(Human):
+    """A `Human` whose device is a `Terminal`, or something else with `read`.
 
-    y and n end the episode and overrule the environment's verdict. While the human has taken over, the environment
-    steps once for every key that moves something, and waits in between, so that no action without intent is recorded.
-    `info["intervene_action"]` is what was executed (float32), `info["human_verdict"]` 1 or 0 where the human judged.
-
-    Args:
-        env: with actions of one block per arm, in a learned-gripper mode its last entry the gripper's.
-        keys: a `Terminal`, or something else with `read`.
-        arms: 1 or 2.
-        grippers: whether the blocks have a gripper entry.
-        judge: "overrule": nothing else; "confirm": where the environment reports success, the human is asked, and
-            only a y counts; "alone": the environment's reward and verdict are ignored.
-        steer: whether taking over is possible; not in an evaluation.
-        say: shows a line, who is in control for one.
+    y and n end the episode. In control, he makes the environment step once for every key that moves something.
     """
 
-    def __init__(
-        self, env: gym.Env, keys: Keys, *, arms: int, grippers: bool, judge: str = "overrule", steer: bool = True,
-        say: Callable[[str], None] = print,
-    ):  # fmt: skip
-        super().__init__(env)
-        self.keys, self.arms, self.grippers, self.judge, self.steer, self.say = keys, arms, grippers, judge, steer, say
-        self.block = env.action_space.shape[0] // arms
-        self.arm, self.in_control, self.verdict = 0, False, None
-
-    def steered(self) -> "KeyboardHuman":
-        """The same environment and keys, with taking over."""
-        return KeyboardHuman(
-            self.env, self.keys, arms=self.arms, grippers=self.grippers, judge=self.judge, say=self.say
-        )
-
-    def reset(self, **options):
-        if self.in_control:
-            self.say("in control: the policy")
-        self.in_control, self.verdict = False, None
-        self.keys.read()  # what was pressed before counts for nothing
-        return self.env.reset(**options)
-
-    def step(self, action):
-        command = self._command()
-        if command is not None:
-            action = command
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if command is not None:
-            info = info | {"intervene_action": command}
-        if self.judge == "alone":
-            terminated = terminated and not info.get("succeed")
-            reward, info = 0.0, info | {"succeed": False}
-        elif self.judge == "confirm" and info.get("succeed") and self.verdict is None:
-            self.say("success? y or n")
-            self._wait_for(SUCCESS + FAILURE)
-        if self.verdict is not None:
-            success, self.verdict = self.verdict, None
-            terminated = success or (terminated and not info.get("succeed"))  # no success: as if time had run out
-            reward, truncated = float(success), not terminated
-            info = info | {"succeed": success, "human_verdict": float(success)}
-        return obs, reward, terminated, truncated, info
+    yes_or_no = f"{SUCCESS} or {FAILURE}"
 
     def _command(self):
-        """The human's action for this step (A,), or None where the policy acts."""
-        command = self._take(self.keys.read())
+        command = self._take(self.device.read())
         while self.in_control and command is None and self.verdict is None:
-            command = self._take(self.keys.read(timeout=None))
+            command = self._take(self.device.read(timeout=None))
         return command if self.in_control else None
 
     def _take(self, keys):
@@ -131,11 +78,9 @@ class KeyboardHuman(gym.Wrapper):
         action, moves = np.zeros((self.arms, self.block), np.float32), False
         for key in keys:
             if key == TAKE_OVER and self.steer:
-                self.in_control = not self.in_control
-                self.say(f"in control: {'you, ' + self._name() if self.in_control else 'the policy'}")
+                self._take_over(not self.in_control)
             elif key == OTHER_ARM and self.arms > 1:
-                self.arm = 1 - self.arm
-                self.say(f"your keys move the {self._name()}")
+                self._change_arm()
             elif key == PAUSE:
                 self.say("paused; p goes on")
                 self._wait_for(PAUSE)
@@ -151,13 +96,16 @@ class KeyboardHuman(gym.Wrapper):
                 moves = True
         return action.ravel() if moves else None
 
+    def _ask(self):
+        self._wait_for(SUCCESS + FAILURE)
+
+    def _forget(self):
+        self.device.read()
+
     def _wait_for(self, wanted):
         while True:
-            for key in self.keys.read(timeout=None):
+            for key in self.device.read(timeout=None):
                 if key in wanted:
                     if key in (SUCCESS, FAILURE):
                         self.verdict = key == SUCCESS
                     return
-
-    def _name(self):
-        return "arm" if self.arms == 1 else ("left arm", "right arm")[self.arm]

@@ -8,12 +8,20 @@ import numpy as np
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.training import build
-from pytorch_serl.training.evaluate import EVAL_SEED
+from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, save_picture
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
-VERDICTS = ("succeed", "success_probability", "human_verdict")  # what counted, the classifier's, the human's
+VERDICTS = (
+    "succeed",
+    "env_verdict",
+    "success_probability",
+    "classifier_verdict",
+    "human_verdict",
+)  # what counted first
 RECENT = 20  # training episodes in the success rates on the progress bar
+UNKNOWN = -1.0
+CALLED_SUCCESS = "called_success"  # folder of a run for pictures
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
 
@@ -38,7 +46,7 @@ class Actor:
         self.random_steps, self.sparse = random_steps, sparse
         self.episode, self.pace = 0, Pace(control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
-        # all corrections were the same action)
+        # all corrections were the same action, whether the classifier's success was right: -1 where nobody knows)
         self.recent: list[list[float]] = []
 
     def start_episode(self) -> None:
@@ -82,17 +90,29 @@ class Actor:
         elif self.agent.num_grippers:
             commands = action.reshape(self.agent.num_grippers, -1)[:, -1]
             self.commands += commands == np.array([[-1], [1]])
+        self.in_control = "human" if "intervene_action" in info else "policy"
         self.transitions.append(transition)
         self.stored = next_stored
         if transition["dones"]:
             self.solved = succeeded(info)
+            self.classifier_right = UNKNOWN
+            if info.get("classifier_verdict"):
+                self.classifier_right = info.get("human_verdict", info.get("env_verdict", UNKNOWN))
+                self._show_called_success(next_obs, info["success_probability"])
             self.recent = [*self.recent, self._summary()][-RECENT:]
         return transition, "intervene_action" in info
 
     def _summary(self) -> list[float]:
         idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.ptp(self.corrections, axis=0).any()
         closings, openings = self.commands.min(axis=1).tolist()
-        return [float(self.solved), self.helped, len(self.transitions), closings, openings, float(idle)]
+        figures = [float(self.solved), self.helped, len(self.transitions), closings, openings, float(idle)]
+        return [*figures, self.classifier_right]
+
+    def _show_called_success(self, obs: dict[str, Any], probability: float) -> None:
+        """Keep the frames that the classifier called success, to be looked at; the name ends in its probability."""
+        cameras = [key for key, value in obs.items() if np.ndim(value) == 3]
+        path = self.writer.folder.parent / CALLED_SUCCESS / f"{self.episode - 1:06d}_{probability:.3f}.png"
+        save_picture(path, camera_strip(obs, cameras))
 
     def _random_action(self) -> np.ndarray:
         action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
@@ -102,16 +122,20 @@ class Actor:
         return action
 
     def figures(self) -> dict[str, float]:
-        """Over the last training episodes: success with and without help, the helped share of steps, whether all
-        corrections of one of them were the same action, and once there are RECENT episodes the policy's own gripper
-        commands (of two grippers the least)."""
+        """Over the last training episodes: success with and without help, the helped shares of steps and episodes,
+        whether all corrections of one of them were the same action, once there are RECENT episodes the policy's own
+        gripper commands (of two grippers the least), and the share of the classifier's successes that environment or
+        human denied."""
         if not self.recent:
             return {}
-        solved, helped, length, closings, openings, idle = np.array(self.recent).T
+        solved, helped, length, closings, openings, idle, right = np.array(self.recent).T
         watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
+        if (known := right[right != UNKNOWN]).size:
+            watched["false_successes"] = 1 - known.mean()
         return watched | {
             "idle_corrections": idle.max(),
             "train_success": solved.mean(),
             "train_success_unaided": (solved * (helped == 0)).mean(),
             "helped_steps": helped.sum() / length.sum(),
+            "helped_episodes": (helped > 0).mean(),
         }

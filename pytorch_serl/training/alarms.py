@@ -13,6 +13,7 @@ Q_SLACK = 1.1  # Q fluctuates: up to this multiple of the largest return is none
 TEMPERATURES = 1e-3, 10.0
 ENTROPY_DISTANCE = 1.0  # nats per continuous dimension of the action
 SATURATED = 0.5  # share of sampled action entries beyond +-0.99
+FALSE_SUCCESSES = 0.1  # share of the classifier's successes that environment or human may deny
 SETTLED = 2000  # steps (or updates) after which the entropy should have come near its target
 
 
@@ -60,6 +61,11 @@ class Alarms:
         if figures.get("idle_corrections", 0) > 0:
             wrong["corrections"] = (
                 "the human's actions of a whole episode are all the same (zero, perhaps): does the device report them?"
+            )
+        if figures.get("false_successes", 0.0) > FALSE_SUCCESSES:
+            wrong["classifier"] = (
+                f"{figures['false_successes']:.0%} of what the classifier called success was none: look at the "
+                "pictures in called_success/, train it on such frames, or raise --success_frames"
             )
         return wrong
 

@@ -126,7 +126,7 @@ def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
     """The environment for training: with the human beside it, or as it is where it has a human of its own."""
     if human == "env":
         return env
-    if human == "keyboard":
+    if human in ("keyboard", "gamepad"):
         return env.steered()
     from pytorch_serl.envs.scripted import ScriptedHuman
 

@@ -148,6 +148,14 @@ def save_animation(path: str | os.PathLike, frames: list[np.ndarray], fps: int =
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
 
 
+def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int = 2) -> None:
+    """Write a frame uint8 (H, W, 3) as PNG, each pixel `scale` wide."""
+    from PIL import Image
+
+    with atomic_write(path) as file:
+        Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)).save(file, "PNG")
+
+
 def report_evaluation(
     agent: Any, env: gym.Env, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED
 ) -> dict[str, Evaluation]:

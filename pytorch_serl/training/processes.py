@@ -296,7 +296,8 @@ class _Service:
             seconds = time.monotonic() - self.since
             figures = {key: float(value) for key, value in info.items()}
             self.publish()
-            self.reply("info", figures | {"cycles_per_second": self.cycles / seconds, "cycles_behind": self.due})
+            updates = self.cycles * self.learner.schedule.cta_ratio * self.learner.schedule.cycles_per_step
+            self.reply("info", figures | {"updates_per_second": updates / seconds, "steps_behind": self.due})
             self.cycles, self.since = 0, time.monotonic()
 
     def publish(self):

@@ -1,5 +1,6 @@
 """What a step gave: success by the environment or by a classifier, rewards and corrections that keep the contract."""
 
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -50,23 +51,64 @@ class ClassifierReward(gym.Wrapper):
     """Success as the classifier sees it: it gives the reward, 0 or 1, and ends the episode.
 
     The environment may still end an episode, by termination or time limit, without a reward. Where it has no verdict
-    of its own, `info["succeed"]` is the classifier's; `info["success_probability"]` always is.
+    of its own, `info["succeed"]` is the classifier's. The verdicts stay apart: `info["success_probability"]` of this
+    frame, `info["classifier_verdict"]` (0 or 1), `info["env_verdict"]` where there is one.
 
     Args:
-        env: with the classifier's cameras among its observations; raises ValueError without.
+        env: with the classifier's cameras among its observations, in the sizes of its training.
         classifier: in eval mode.
+        frames: so many in a row have to look like success.
+        conditions: of the state in each of them, as `state_conditions` returns them.
+    Raises ValueError for cameras or a state that do not fit.
     """
 
-    def __init__(self, env: gym.Env, classifier: RewardClassifier):
+    def __init__(
+        self, env: gym.Env, classifier: RewardClassifier, frames: int = 1,
+        conditions: list[tuple[int, str, float]] | None = None,
+    ):  # fmt: skip
         super().__init__(env)
-        self.classifier = classifier
-        cameras = sorted(getattr(env.observation_space, "spaces", {}))
-        missing = [key for key in classifier.image_keys if key not in cameras]
+        self.classifier, self.frames, self.conditions = classifier, frames, conditions or []
+        spaces = getattr(env.observation_space, "spaces", {})
+        missing = [key for key in classifier.image_keys if key not in spaces]
         if missing:
-            raise ValueError(f"--classifier_ckpt looks at {missing}, the environment has {cameras}")
+            raise ValueError(f"--classifier_ckpt looks at {missing}, the environment has {sorted(spaces)}")
+        for key, seen in classifier.image_shapes.items():
+            if tuple(spaces[key].shape[:2]) != tuple(seen):
+                raise ValueError(
+                    f"camera {key!r} is {spaces[key].shape}, the classifier was trained on {tuple(seen)} (H, W): its "
+                    "verdict on other frames means nothing; crop and resize as in its training"
+                )
+        size = spaces["state"].shape[0] if "state" in spaces else 0
+        beyond = [index for index, _, _ in self.conditions if index >= size]
+        if beyond:
+            raise ValueError(f"--success_state names the entries {beyond}, the environment's state has {size}")
+
+    def reset(self, **options):
+        self.in_a_row = 0
+        return self.env.reset(**options)
 
     def step(self, action):
         obs, _, terminated, truncated, info = self.env.step(action)
-        probability, success = self.classifier.predict_success(obs)
-        info = {"succeed": success} | info | {"success_probability": probability}
-        return obs, float(success), terminated or success, truncated, info
+        probability, positive = self.classifier.predict_success(obs)
+        positive = positive and all(
+            obs["state"][index] > value if sign == ">" else obs["state"][index] < value
+            for index, sign, value in self.conditions
+        )
+        self.in_a_row = self.in_a_row + 1 if positive else 0
+        success = self.in_a_row >= self.frames
+        if "succeed" in info:
+            info = info | {"env_verdict": float(info["succeed"])}
+        verdicts = {"success_probability": probability, "classifier_verdict": float(success)}
+        return obs, float(success), terminated or success, truncated, {"succeed": success} | info | verdicts
+
+
+def state_conditions(words: list[str]) -> list[tuple[int, str, float]]:
+    """(entry, "<" or ">", value) of words like "2>0.04". Raises ValueError for any other."""
+    conditions = []
+    for word in words:
+        parts = re.fullmatch(r"(\d+)([<>])([-+.\de]+)", word)
+        try:
+            conditions.append((int(parts[1]), parts[2], float(parts[3])))
+        except (TypeError, ValueError):
+            raise ValueError(f"{word!r} is no condition; wanted entry of the state, < or >, value: '2>0.04'") from None
+    return conditions
