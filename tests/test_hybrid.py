@@ -6,7 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -532,35 +531,6 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(what, demo
     assert content(out)["step"] == LENGTH and not list(out.glob(".*.tmp"))
     train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, eval_every=LENGTH, stop_at=1.0, resume=True))
     assert content(out)["step"] >= 4 * LENGTH
-
-
-@pytest.mark.slow
-def test_killed_at_20_random_moments_it_resumes_every_time(demos, tmp_path):
-    """SIGKILL in the middle of anything: what was recorded is learned from, the policy is the last saved one."""
-    out, rng = tmp_path / "out", np.random.default_rng(0)
-    settings = {"env": "tests.tiny_env:TinyHuman-v0", "max_steps": 100_000, "stop_at": 1.0, "eval_every": 2 * LENGTH}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for kill in range(20):
-        line = words(demos, out, resume=True if kill else None, **settings)
-        with open(tmp_path / f"log{kill}", "w+") as log:
-            process = subprocess.Popen([sys.executable, ROOT / "train_hybrid.py", *line], cwd=tmp_path, env=environment,
-                                       stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
-            before = max(episode_files(out), default=-1)
-            while max(episode_files(out), default=-1) < before + 3 and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 1.0))
-            process.kill()
-            process.wait()
-            log.seek(0)
-            assert process.returncode == -signal.SIGKILL, log.read()[-2000:]
-        recorded = sum(len(read_episode(path)) for path in episode_files(out).values())
-        run = training(demos, out, **settings)
-        assert run.load() == recorded == len(run.learner.online) > 0
-        assert equal(modules(run.agent), content(out)["agent"]["modules"])
-        obs = {"image": np.full((32, 32, 3), kill, np.uint8), "state": np.zeros(3, np.float32)}
-        saved = training(demos, tmp_path / "other").agent
-        saved.load(out / "last.pt")
-        assert np.array_equal(saved.sample_actions(obs, argmax=True), run.agent.sample_actions(obs, argmax=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

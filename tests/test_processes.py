@@ -21,6 +21,7 @@ from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
+from tests.test_hybrid import training
 from tests.tiny_env import LENGTH
 
 
@@ -142,11 +143,48 @@ def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
     assert recorded < total == saved["step"]
 
 
-def wait(condition, seconds=90):
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["inline", "process"])
+def test_killed_at_20_random_moments_it_resumes_every_time(learner, demos, tmp_path):
+    """What was recorded is learned from, and the policy is the last saved one."""
+    out, rng, unfinished = tmp_path / "out", np.random.default_rng(0), 0
+    changes = {"max_steps": 100_000, "env": "tests.tiny_env:TinyHuman-v0", "buffer_capacity": 50_000}
+    for kill in range(20):
+        line = words(demos, out, **changes, learner=learner, resume=True if kill else None)
+        kill_amid(line, out, rng.uniform(0, 1), saving=kill % 3 == 2, child=kill % 2, log=tmp_path / f"log{kill}")
+        unfinished += len(list(out.glob(".last.pt.*.tmp")))
+        recorded = sum(len(read_episode(path)) for path in episode_files(out).values())
+        run = training(demos, out, **changes)
+        assert run.load() == recorded == len(run.learner.online) > 0
+        saved = training(demos, tmp_path / "other").agent
+        saved.load(out / "last.pt")
+        assert equal(run.agent.state_dict()["modules"], saved.state_dict()["modules"])
+        obs = {"image": np.full((32, 32, 3), kill, np.uint8), "state": np.zeros(3, np.float32)}
+        assert np.array_equal(saved.sample_actions(obs, argmax=True), run.agent.sample_actions(obs, argmax=True))
+    assert unfinished  # it was hit while it saved
+
+
+def kill_amid(line, out, seconds, saving, child, log):
+    """SIGKILL for the script or its learner, some time after its third episode, or then at the next checkpoint."""
+    last = max(episode_files(out), default=-1)
+    with open(log, "w") as file:
+        process = subprocess.Popen([sys.executable, ROOT / "train_hybrid.py", *line], cwd=log.parent, stdout=file,
+                                   stderr=subprocess.STDOUT)  # fmt: skip
+    wait(lambda: max(episode_files(out), default=-1) >= last + 3 or process.poll() is not None)
+    time.sleep(seconds)
+    if saving:
+        wait(lambda: list(out.glob(".last.pt.*.tmp")) or process.poll() is not None, pause=0.0005)
+    pids = [process.pid, *children(process.pid)]
+    os.kill(pids[-1] if child else pids[0], signal.SIGKILL)
+    assert process.wait(timeout=60) in (-signal.SIGKILL, 1), log.read_text()[-2000:]
+    wait(lambda: not any(running(pid) for pid in pids))
+
+
+def wait(condition, seconds=90, pause=0.05):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def children(pid):

@@ -366,6 +366,44 @@ def test_adding_beside_sampling_never_mixes_frames():
     assert not errors and buffer.num_added > 200
 
 
+@pytest.mark.slow
+def test_100_000_transitions_added_beside_sampling_are_whole():
+    """Every pixel and every column names its frame: frame i is i in each of its words, and acts into i + 1."""
+    buffer, sampled = ReplayBuffer(3000, ["image"], seed=0), 0
+
+    def add_all():
+        frame = 0
+        for count in range(100_000):
+            done = count % 17 == 16
+            frames = [np.full(12, number, np.uint32).view(np.uint8).reshape(4, 4, 3) for number in (frame, frame + 1)]
+            buffer.add({
+                "observations": {"image": frames[0], "state": np.array([frame], np.float32)},
+                "actions": np.array([frame % 1000], np.float32) / 1000, "rewards": float(frame % 2), "dones": done,
+                "next_observations": {"image": frames[1], "state": np.array([frame + 1], np.float32)},
+                "masks": float(frame % 3 == 0),
+            })  # fmt: skip
+            frame += 2 if done else 1
+
+    thread = threading.Thread(target=add_all)
+    thread.start()
+    while not len(buffer):
+        time.sleep(0.001)
+    while thread.is_alive():
+        batch = buffer.sample(64)
+        words, after = (
+            batch[key]["image"].numpy().reshape(64, 48).view(np.uint32).astype(np.int64)
+            for key in ("observations", "next_observations")
+        )
+        frame = words[:, 0]
+        assert (words == frame[:, None]).all() and (after == frame[:, None] + 1).all()
+        assert (batch["observations"]["state"][:, 0].numpy() == frame).all()
+        assert (batch["next_observations"]["state"][:, 0].numpy() == frame + 1).all()
+        assert np.allclose(batch["actions"][:, 0], frame % 1000 / 1000)
+        assert (batch["rewards"].numpy() == frame % 2).all() and (batch["masks"].numpy() == (frame % 3 == 0)).all()
+        sampled += 64
+    assert buffer.num_added == 100_000 and sampled >= 100_000
+
+
 # ---------------------------------------------------------------- errors
 
 

@@ -172,6 +172,8 @@ def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_
     if overwrite:
         for file in _run_files(path, own_files):
             file.unlink()
+    for file in path.glob(".*.tmp"):  # what was being written when a run was killed
+        file.unlink()
     return path
 
 
