@@ -22,6 +22,7 @@ from pytorch_serl.utils.files import write_error
 
 FOLDER, SUFFIX = "episodes", ".pkl.gz"
 GZIP = 16 + zlib.MAX_WBITS  # what zlib calls gzip's format
+CHUNK = 2**16  # bytes read at a time
 
 
 class EpisodeWriter:
@@ -85,18 +86,20 @@ def read_episode(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    data, records = Path(path).read_bytes(), []
-    while data:
-        member = zlib.decompressobj(GZIP)
-        try:
-            content = member.decompress(data)
-        except zlib.error as error:
-            raise ValueError(f"{path}: damaged after {len(records)} records ({error}); move it away") from None
+    data, place, records = Path(path).read_bytes(), 0, []
+    while place < len(data):
+        member, parts = zlib.decompressobj(GZIP), []
+        while place < len(data) and not member.eof:
+            chunk = data[place : place + CHUNK]
+            try:
+                parts.append(member.decompress(chunk))
+            except zlib.error as error:
+                raise ValueError(f"{path}: damaged after {len(records)} records ({error}); move it away") from None
+            place += len(chunk) - len(member.unused_data)
         if not member.eof:
             break
-        record = safe_load_from(io.BytesIO(content), path)
+        record = safe_load_from(io.BytesIO(b"".join(parts)), path)
         if not isinstance(record, dict):
             raise ValueError(f"{path}: holds a {type(record).__name__}; not an episode file of this project")
         records.append(record)
-        data = member.unused_data
     return records
