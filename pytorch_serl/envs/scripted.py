@@ -1,7 +1,8 @@
 """A scripted expert for the built-in task, and a scripted human who takes over where a policy is lost.
 
 Both read `env.unwrapped.privileged_state()`, which no policy sees. The expert has no memory: it decides from
-the present state alone, so it can take over anywhere and recover from whatever it finds.
+the present state alone, so it can take over anywhere and recover from whatever it finds. The human works with
+every environment that has a `scripted_expert()`, panda.py's included.
 """
 
 import gymnasium as gym
@@ -103,7 +104,7 @@ class ScriptedHuman(gym.Wrapper):
     In the steps he took, `info['intervene_action']` is the action that was executed (float32).
 
     Args:
-        env: a TabletopEnv, wrapped or not.
+        env: a TabletopEnv or another environment with a `scripted_expert(noise)`, wrapped or not.
         patience: steps without progress before he takes over.
         burst: (shortest, longest) number of steps he acts; drawn anew for every burst.
         progress: how much the estimate must come down to count as progress, in steps of the expert.
@@ -115,7 +116,7 @@ class ScriptedHuman(gym.Wrapper):
     def __init__(self, env, patience=5, burst=(8, 12), progress=0.5, attention=1.0, noise=0.1, seed=None):
         super().__init__(env)
         self.patience, self.burst, self.progress, self.attention = patience, burst, progress, attention
-        self.expert = ScriptedExpert(env, noise)
+        self.expert = env.unwrapped.scripted_expert(noise)
         self._seed(seed)
 
     def reset(self, *, seed=None, options=None):

@@ -161,6 +161,12 @@ class TabletopEnv(gym.Env):
             "held": self._held.copy(),
         }
 
+    def scripted_expert(self, noise=0.1, seed=None):
+        """An expert for this task; see ScriptedExpert."""
+        from pytorch_serl.envs.scripted import ScriptedExpert  # here, since that file imports this one
+
+        return ScriptedExpert(self, noise, seed)
+
     # Physics
 
     def _wants_change(self, arm, entry):
