@@ -1,12 +1,13 @@
-"""The built-in task, its scripted expert and human, and the recorder of demonstrations.
+"""The built-in task, a simulated arm, their scripted experts and human, and the recorder of demonstrations.
 
-Importing this package registers the task, so a Gymnasium id that names the package is enough:
+Importing this package registers both, so a Gymnasium id that names the package is enough:
 `gym.make('pytorch_serl.envs:pytorch_serl/Tabletop-v0', setup_mode='dual-arm-learned-gripper')`.
 """
 
 import gymnasium as gym
 
 ENV_ID = "pytorch_serl/Tabletop-v0"
+PANDA_ID = "pytorch_serl/PandaPickCube-v0"  # needs requirements-sim.txt
 
 if ENV_ID not in gym.registry:
     gym.register(
@@ -14,3 +15,6 @@ if ENV_ID not in gym.registry:
         entry_point="pytorch_serl.envs.tabletop:TabletopEnv",
         kwargs={"setup_mode": "single-arm-learned-gripper"},
     )
+
+if PANDA_ID not in gym.registry:
+    gym.register(id=PANDA_ID, entry_point="pytorch_serl.envs.panda:PandaPickCubeEnv")
