@@ -139,8 +139,8 @@ def resolve(args, parser):
         args.random_steps = 0 if warm else 1000
     if not warm:
         args.clone_weight = 0.0
-    if args.human == "scripted" and not built_in:
-        parser.error("--human scripted knows the built-in task only; use --human env with your own environment")
+    if args.human == "scripted" and build.env_id(args.env) not in build.ENV_NAMES.values():
+        parser.error("--human scripted knows the built-in task and panda only; use --human env with your own")
     if (args.reward == "human" or args.confirm) and args.human not in ("keyboard", "gamepad"):
         parser.error("--reward human and --confirm want your verdict; add --human keyboard or --human gamepad")
     if (args.success_state or args.success_frames > 1) and args.reward != "classifier":

@@ -16,7 +16,9 @@ from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
-ENV_NAMES = {"built-in": BUILT_IN_ENV}  # short names that --env takes beside Gymnasium ids
+PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
+# short names that --env takes beside Gymnasium ids; these environments have a scripted expert
+ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}
 OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
