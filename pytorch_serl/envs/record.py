@@ -1,7 +1,8 @@
-"""Records demonstrations and classifier frames of the built-in task with the scripted expert.
+"""Records demonstrations and, of the built-in task, classifier frames with the scripted expert.
 
     python -m pytorch_serl.envs.record --setup_mode single-arm-learned-gripper --num_demos 20
     python -m pytorch_serl.envs.record --setup_mode dual-arm-fixed-gripper --image_keys image wrist_left
+    python -m pytorch_serl.envs.record --env panda --output_dir ./data/panda
 
 It writes to `--output_dir` (./data):
     demos.pkl       a list of transitions of successful episodes, the demo format of the README
@@ -21,7 +22,6 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.envs import tabletop as task
-from pytorch_serl.envs.scripted import ScriptedExpert
 
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
@@ -29,13 +29,14 @@ FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as m
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--env", choices=("built-in", "panda"), default="built-in", help="the built-in task, or the "
+                        "simulated arm of docs/simulation.md, which is single-arm-learned-gripper")  # fmt: skip
     parser.add_argument("--setup_mode", choices=task.SETUP_MODES, default="single-arm-learned-gripper")
     parser.add_argument("--num_demos", type=int, default=20, help="successful episodes in demos.pkl (20)")
     parser.add_argument(
         "--num_classifier_episodes",
         type=int,
-        default=40,
-        help="episodes per class for success/ and failure/ (40); 0 writes neither",
+        help="episodes per class for success/ and failure/ (40; the panda has none, so 0); 0 writes neither",
     )
     parser.add_argument(
         "--noise",
@@ -54,23 +55,25 @@ def parse_args(argv=None):
 def record(
     setup_mode,
     num_demos=20,
-    num_classifier_episodes=40,
+    num_classifier_episodes=None,
     noise=0.1,
     seed=0,
     output_dir="./data",
     image_keys=None,
     image_size=128,
     overwrite=False,
+    env="built-in",
 ):
     """Records and writes everything; see the module's docstring for the files.
 
     Returns:
-        dict: `demos` (path) and the counts `transitions`, `episodes`, `attempts`, `success_frames`,
-            `failure_frames`.
+        dict: `demos` (path) and the counts `transitions`, `episodes`, `attempts`, `classifier_episodes`,
+            `success_frames`, `failure_frames`.
 
     Raises:
         FileExistsError: a recording is there already and `overwrite` is False; nothing is touched.
-        ValueError: an unknown camera, or an expert too noisy to succeed.
+        ValueError: an unknown camera, an expert too noisy to succeed, or what `env` does not have.
+        ImportError, RuntimeError: the simulator is missing, or cannot draw.
     """
     output_dir = Path(output_dir)
     demo_path = output_dir / "demos.pkl"
@@ -82,17 +85,19 @@ def record(
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")
+    if num_classifier_episodes is None:
+        num_classifier_episodes = 40 if env == "built-in" else 0
     if num_demos < 1 or num_classifier_episodes < 0:
         raise ValueError(
             f"--num_demos is {num_demos}, --num_classifier_episodes {num_classifier_episodes}: "
             "want at least 1 and at least 0"
         )
-    env = task.TabletopEnv(setup_mode, image_size=image_size)
+    env = _make_env(env, setup_mode, image_size, num_classifier_episodes)
     unknown = sorted(set(image_keys or []) - set(env.image_keys))
     if unknown:
         raise ValueError(f"no camera {unknown} in {setup_mode}; it has {env.image_keys}")
     keys = [*(image_keys or env.image_keys), "state"]
-    expert = ScriptedExpert(env, noise, seed=[seed, 0])
+    expert = env.scripted_expert(noise, seed=[seed, 0])
     env.reset(seed=seed)
 
     demos, attempts = [], 0
@@ -106,6 +111,7 @@ def record(
         success, failure = _classifier_episode(env, expert, keys, rng, episode)
         classes["success"].append(success)
         classes["failure"].append(failure)
+    env.close()
 
     if num_classifier_episodes:
         for label, episodes in classes.items():
@@ -116,9 +122,22 @@ def record(
         "transitions": len(demos),
         "episodes": num_demos,
         "attempts": attempts,
+        "classifier_episodes": num_classifier_episodes,
         "success_frames": sum(map(len, classes["success"])),
         "failure_frames": sum(map(len, classes["failure"])),
     }
+
+
+def _make_env(name, setup_mode, image_size, num_classifier_episodes):
+    if name == "built-in":
+        return task.TabletopEnv(setup_mode, image_size=image_size)
+    if setup_mode != "single-arm-learned-gripper":
+        raise ValueError(f"--env {name} is single-arm-learned-gripper, --setup_mode says {setup_mode}")
+    if num_classifier_episodes:
+        raise ValueError(f"--env {name} has no classifier frames; --num_classifier_episodes must be 0")
+    from pytorch_serl.envs.panda import PandaPickCubeEnv
+
+    return PandaPickCubeEnv(image_size)
 
 
 def _successful_episode(env, expert, keys):
@@ -264,16 +283,16 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         summary = record(**vars(args))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"record: {error}", file=sys.stderr)
         return 2
     size = summary["demos"].stat().st_size / 1e6
     counts = f"{summary['transitions']} transitions of {summary['episodes']} successful episodes"
     print(f"{summary['demos']}: {counts} ({summary['attempts']} attempts), {size:.1f} MB")
-    for label in ("success", "failure") if args.num_classifier_episodes else ():
+    for label in ("success", "failure") if summary["classifier_episodes"] else ():
         print(
             f"{Path(args.output_dir) / label}: {summary[label + '_frames']} frames, "
-            f"{args.num_classifier_episodes} files"
+            f"{summary['classifier_episodes']} files"
         )
     return 0
 
