@@ -69,8 +69,8 @@ def parse_args(argv=None):
     data = add_data_arguments(parser, save_dir=None, env="built-in")
     data.add_argument("--human", choices=("scripted", "env", "keyboard", "gamepad"), help="who corrects the "
                       "policy: the scripted human, whoever the environment reports in info['intervene_action'], or you "
-                      "by keys in this terminal or with a gamepad; default: scripted with the built-in task, else "
-                      "env")  # fmt: skip
+                      "by keys in this terminal or with a gamepad; default: scripted with the built-in task and "
+                      "panda, else env")  # fmt: skip
     data.add_argument("--reward", choices=("env", "classifier", "human"), default="env", help="where success comes "
                       "from; human: from your key or button alone")  # fmt: skip
     data.add_argument("--confirm", action="store_true", help="with --human keyboard or gamepad: what the "
@@ -106,7 +106,7 @@ def parse_args(argv=None):
                          "environment keeps its own time")  # fmt: skip
     control.add_argument("--learner", choices=("inline", "process"), help="learn between two steps, the same from the "
                          "same seed, or in a process of its own, so that no update delays an action; default: inline "
-                         "with the built-in task and no --control_hz, else process")  # fmt: skip
+                         "with the built-in task or panda and no --control_hz, else process")  # fmt: skip
     run = add_run_arguments(parser, eval_every=500, unit="environment step")
     run.add_argument("--eval_ckpt", help="evaluate this agent and do nothing else; writes evaluation.json and "
                      "evaluation.gif if --save_dir is given")  # fmt: skip
@@ -123,14 +123,14 @@ def resolve(args, parser):
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
     parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
-    built_in = build.env_id(args.env) == build.BUILT_IN_ENV
+    simulated = build.env_id(args.env) in build.ENV_NAMES.values()
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.learner is None:
-        args.learner = "inline" if built_in and not args.control_hz else "process"
+        args.learner = "inline" if simulated and not args.control_hz else "process"
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.human is None:
-        args.human = "scripted" if built_in else "env"
+        args.human = "scripted" if simulated else "env"
     if args.imitate_successes is None:
         args.imitate_successes = args.human != "scripted"
     if args.training_starts is None:
@@ -139,7 +139,7 @@ def resolve(args, parser):
         args.random_steps = 0 if warm else 1000
     if not warm:
         args.clone_weight = 0.0
-    if args.human == "scripted" and build.env_id(args.env) not in build.ENV_NAMES.values():
+    if args.human == "scripted" and not simulated:
         parser.error("--human scripted knows the built-in task and panda only; use --human env with your own")
     if (args.reward == "human" or args.confirm) and args.human not in ("keyboard", "gamepad"):
         parser.error("--reward human and --confirm want your verdict; add --human keyboard or --human gamepad")
