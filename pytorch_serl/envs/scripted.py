@@ -12,7 +12,8 @@ from pytorch_serl.envs import tabletop as task
 
 CRUISE = 0.8  # largest command before noise: clones have a tanh and learn +-1 badly
 HOVER = task.SLOW_ZONE + 0.008  # m, where the expert lines up before it goes down
-GRASP_AT = 0.017  # m
+GRASP_AT = 0.015  # m
+CLOSE_BELOW = 0.019  # m, well below GRASP_HEIGHT: where a clone's border lies too high, it closes on nothing for ever
 NEARLY = 0.6  # share of the tolerance within which the expert calls itself aligned
 CRUISE_STEP = CRUISE * task.TRANSLATION_STEP  # m
 CRUISE_TURN = CRUISE * task.ROTATION_STEP  # rad
@@ -76,7 +77,7 @@ class ScriptedExpert:
 
     def _can_close(self, tip, rpy, target):
         error = np.abs(target[:2] - tip[:2]).max()
-        low, square = tip[2] < task.GRASP_HEIGHT - 0.002, np.abs(rpy).max() < 0.95 * task.SQUARE_ANGLE
+        low, square = tip[2] < CLOSE_BELOW, np.abs(rpy).max() < 0.95 * task.SQUARE_ANGLE
         return low and square and error <= 0.95 * self.env.tolerance
 
     def _estimate(self, tip, rpy, target, is_open, held):
