@@ -12,15 +12,10 @@ from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, save_picture
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
 
-VERDICTS = (
-    "succeed",
-    "env_verdict",
-    "success_probability",
-    "classifier_verdict",
-    "human_verdict",
-)  # what counted first
+# of a step's info, to be recorded; `succeed` is what counted
+VERDICTS = ("succeed", "env_verdict", "success_probability", "classifier_verdict", "human_verdict")
 RECENT = 20  # training episodes in the success rates on the progress bar
-UNKNOWN = -1.0
+UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
 CALLED_SUCCESS = "called_success"  # folder of a run for pictures
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
@@ -46,7 +41,7 @@ class Actor:
         self.random_steps, self.sparse = random_steps, sparse
         self.episode, self.pace = 0, Pace(control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
-        # all corrections were the same action, whether the classifier's success was right: -1 where nobody knows)
+        # all corrections were the same action, whether the classifier's success was right)
         self.recent: list[list[float]] = []
 
     def start_episode(self) -> None:
