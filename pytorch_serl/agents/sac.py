@@ -35,6 +35,18 @@ MAX_ADVANTAGE_WEIGHT = 5.0
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
 
 
+def join_actions(arm_actions: torch.Tensor, grasp_q: torch.Tensor, num_grippers: int) -> torch.Tensor:
+    """The arms' continuous part (B, A) and Q of every gripper command (B, 3 or 9) to full actions (B, A + grippers).
+
+    The best command, of equal ones the first, becomes the last entry of each arm's block: -1, 0 or 1.
+    """
+    index = grasp_q.argmax(-1)  # (B,)
+    places = [3**i for i in reversed(range(num_grippers))]
+    commands = torch.stack([index.div(p, rounding_mode="floor") % 3 - 1 for p in places], -1)  # (B, G)
+    blocks = arm_actions.unflatten(-1, (num_grippers, -1))
+    return torch.cat([blocks, commands[..., None].to(blocks.dtype)], -1).flatten(1)
+
+
 class SACAgent(PixelAgent):
     """Soft actor-critic for continuous actions.
 
@@ -384,11 +396,7 @@ class SACHybridAgent(SACAgent):
         return blocks[..., :-1].flatten(1), index
 
     def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
-        index = self.grasp_critic(encoding).argmax(-1)  # (B,)
-        places = [3**i for i in reversed(range(self.num_grippers))]
-        commands = torch.stack([index.div(p, rounding_mode="floor") % 3 - 1 for p in places], -1)  # (B, G)
-        blocks = arm_actions.unflatten(-1, (self.num_grippers, -1))
-        return torch.cat([blocks, commands[..., None].to(blocks.dtype)], -1).flatten(1)
+        return join_actions(arm_actions, self.grasp_critic(encoding), self.num_grippers)
 
     def _critic_losses(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[Tensors, Tensors]:
         losses, info = super()._critic_losses(batch, enc, noise)

@@ -1,5 +1,6 @@
 """From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
 PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
@@ -36,6 +38,29 @@ def make_agent(
     else:
         agent = SACAgent(demos.image_keys, demos.continuous_dim, **settings)
     agent.zero_q()
+    return agent
+
+
+def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> SACAgent:
+    """The agent of a checkpoint (`best.pt`, `last.pt`, or what `agent.save` wrote), with the sizes that it holds.
+
+    Raises ValueError, naming the file, for anything that is no agent's checkpoint.
+    """
+    content = load_checkpoint(path)
+    content = content.get("agent", content)
+    if content.get("kind") not in ("SACAgent", "SACHybridAgent") or not isinstance(content.get("config"), dict):
+        raise ValueError(f"{path}: not an agent's checkpoint; wanted best.pt of train_hybrid.py or train_offline.py")
+    settings = dict(content["config"], device=device)
+    try:
+        image_keys, action_dim = settings.pop("image_keys"), settings.pop("action_dim")
+        if content["kind"] == "SACHybridAgent":
+            commands = len(content["modules"]["online"]["grasp_critic.head.bias"])  # 3 for one gripper, 9 for two
+            agent = SACHybridAgent(image_keys, action_dim, commands, **settings)
+        else:
+            agent = SACAgent(image_keys, action_dim, **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its settings do not make an agent ({type(error).__name__}: {error})") from error
+    agent.load_state_dict(content, str(path))
     return agent
 
 
