@@ -1,4 +1,4 @@
-"""Read and check demo files: pickles with a list of transitions, in this project's format or HIL-SERL's."""
+"""Read and check demos: pickles of transitions, in this project's format or HIL-SERL's, and LeRobot datasets."""
 
 import os
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ from pytorch_serl.data.checks import (
     show,
     take,
 )
+from pytorch_serl.data.lerobot import is_lerobot, load_lerobot
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
@@ -70,7 +71,7 @@ class Demos:
 
 
 def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -> Demos:
-    """Read one or several demo files.
+    """Read one or several demo files or LeRobot datasets (folders, see `load_lerobot`).
 
     paths: a path or a list of them. image_keys: the cameras to keep; other cameras in the files are dropped.
     setup_mode: one of SETUP_MODES.
@@ -121,8 +122,15 @@ def _as_list(name, values, kinds):
     return values
 
 
+def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[list[dict], list[str]]:
+    """The unchecked transitions of a pickle or a LeRobot dataset, and remarks on what was assumed in reading them."""
+    if is_lerobot(path):
+        return load_lerobot(path, image_keys, setup_mode)
+    return load_transitions(path), []
+
+
 def _read_file(path, image_keys, setup_mode):
-    raw = load_transitions(path)
+    raw, remarks = load_recording(path, image_keys, setup_mode)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
@@ -150,7 +158,7 @@ def _read_file(path, image_keys, setup_mode):
         actions.shape[1],
         setup_mode,
     )
-    demos.warnings = demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
+    demos.warnings = remarks + demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
     return demos
 
 

@@ -11,7 +11,8 @@ from pytorch_serl.utils.device import pick_device
 def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) -> argparse._ArgumentGroup:
     """Demos, environment and run directory; `env` is the environment's default."""
     data = parser.add_argument_group("data and environment")
-    data.add_argument("--demo_paths", nargs="+", required=True, help="demo files (pickles)")
+    data.add_argument("--demo_paths", nargs="+", required=True, help="demo files (pickles), or "
+                      "folders with LeRobot datasets (docs/lerobot.md)")  # fmt: skip
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to use, in this order")
     data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
     data.add_argument(

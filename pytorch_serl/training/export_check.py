@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pytorch_serl.agents.sac import SACAgent
-from pytorch_serl.data.checks import Place, load_transitions, read_observation
+from pytorch_serl.data.checks import Place, read_observation
+from pytorch_serl.data.demos import SETUP_MODES, load_recording
 from pytorch_serl.data.episode_files import FOLDER, episode_files, read_episode
 from pytorch_serl.training.export import Policy
 from pytorch_serl.training.run import SETTINGS
@@ -68,14 +69,15 @@ def _demos_of(run_dir: Path) -> list[str]:
     """The demo files that the run was trained on, as far as they are still there."""
     try:
         paths = json.loads((run_dir / SETTINGS).read_text())["demo_paths"]
-        return [path for path in paths if Path(path).is_file()]
+        return [path for path in paths if Path(path).exists()]
     except (OSError, ValueError, LookupError, TypeError):
         return []
 
 
 def _demo_steps(agent: SACAgent, paths: list[str]) -> Iterator[Obs]:
+    mode = (SETUP_MODES[0], SETUP_MODES[1], SETUP_MODES[3])[agent.num_grippers]  # only its grippers matter here
     for path in paths:
-        for index, transition in enumerate(load_transitions(path)):
+        for index, transition in enumerate(load_recording(path, agent.image_keys, mode)[0]):
             yield _checked(agent, Place(path, index), transition)
 
 
