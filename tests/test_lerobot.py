@@ -1,0 +1,254 @@
+"""LeRobot datasets as demos, and demos as LeRobot datasets."""
+
+import json
+import pickle
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from pytorch_serl.data import lerobot, lerobot_writer
+from pytorch_serl.data.checks import DataError
+from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.episode_files import EpisodeWriter
+from pytorch_serl.data.lerobot_files import resized
+from pytorch_serl.networks.resnet import ResNet10
+from tests.runs import FIXED, LEARNED, make_demos
+
+MISSING = [name for name in ("pyarrow", "av") if find_spec(name) is None]
+reading = pytest.mark.skipif(
+    bool(MISSING), reason=f"no {', '.join(MISSING)}: pip install -r requirements-lerobot-data.txt"
+)
+EPISODES, LENGTH, FPS = 3, 7, 30
+OWN = ("final", "mask", "grasp_penalty", "corrected", "next.done")  # columns that a dataset of others need not have
+
+
+def picture(episode, frame, size=(48, 64)):
+    """Smooth enough for a codec, and another one in each frame."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    red = 128 + 100 * np.sin(rows / 9 + frame)
+    return np.stack([red, 128 + 100 * np.cos(columns / 11), np.full(size, 40.0 * episode)], -1).astype(np.uint8)
+
+
+def transitions(gripper=(-1, 0, 1)):
+    result = []
+    rng = np.random.default_rng(0)
+    for episode in range(EPISODES):
+        obs = [{"front": picture(episode, i), "state": rng.random(3, np.float32)} for i in range(LENGTH + 1)]
+        for i in range(LENGTH):
+            done = i == LENGTH - 1
+            result.append({
+                "observations": obs[i], "next_observations": obs[i + 1], "rewards": float(done), "dones": done,
+                "actions": np.array([0.1 * i + 0.05, -0.2, gripper[i % 3]], np.float32), "masks": 1.0 - done,
+                "grasp_penalty": -0.02 * (i == 1),
+            })  # fmt: skip
+    return result
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Demos as a pickle and as this project's dataset."""
+    folder = tmp_path_factory.mktemp("lerobot")
+    (folder / "demos.pkl").write_bytes(pickle.dumps(transitions()))
+    options = ["--demo_paths", str(folder / "demos.pkl"), "--fps", str(FPS), "--output_dir", str(folder / "own")]
+    assert lerobot_writer.main(options) == 0
+    return folder
+
+
+@pytest.fixture
+def foreign(source, tmp_path):
+    """A dataset as others write it: a frame per step, no columns of this project, no mapping."""
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    root = tmp_path / "foreign"
+    for path in (source / "own").rglob("*"):
+        if path.is_file() and path.name != lerobot.MAPPING:
+            (root / path.relative_to(source / "own")).parent.mkdir(parents=True, exist_ok=True)
+            (root / path.relative_to(source / "own")).write_bytes(path.read_bytes())
+    table = parquet.read_table(root / "data/chunk-000/file-000.parquet")
+    table = table.filter(pc.invert(table["final"])).drop_columns(list(OWN))
+    table = table.set_column(table.schema.get_field_index("index"), "index", [list(range(len(table)))])
+    parquet.write_table(table, root / "data/chunk-000/file-000.parquet")
+    episodes = parquet.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    for i, episode in enumerate(episodes):
+        episode["dataset_from_index"], episode["dataset_to_index"] = i * LENGTH, (i + 1) * LENGTH
+    import pyarrow as pa
+
+    parquet.write_table(pa.Table.from_pylist(episodes), root / "meta/episodes/chunk-000/file-000.parquet")
+    info = json.loads((root / lerobot.INFO).read_text())
+    info["features"] = {name: feature for name, feature in info["features"].items() if name not in OWN}
+    info["features"]["action"]["names"] = ["x", "y", "gripper"]
+    (root / lerobot.INFO).write_text(json.dumps(info))
+    return root
+
+
+def describe(root, **mapping):
+    (root / lerobot.MAPPING).write_text(json.dumps({"image_size": None} | mapping))
+    return root
+
+
+COMMANDS = {"close": -1, "hold": 0, "open": 1}
+
+
+@reading
+def test_what_is_written_is_read_again(source):
+    """Bit for bit, but the pictures, which are closer to their own frame than to any other."""
+    wanted = read_demos(source / "demos.pkl", "front", LEARNED)
+    got = read_demos(source / "own", "front", LEARNED)
+    assert np.array_equal(wanted.episode_ids, got.episode_ids) and got.image_shapes == wanted.image_shapes
+    for a, b in zip(wanted.transitions, got.transitions, strict=True):
+        assert all(a[key] == b[key] for key in ("rewards", "dones", "masks", "grasp_penalty"))
+        assert np.array_equal(a["actions"], b["actions"])
+        for key in ("observations", "next_observations"):
+            assert np.array_equal(a[key]["state"], b[key]["state"])
+            assert np.abs(a[key]["front"].astype(int) - b[key]["front"]).mean() < 3
+    shown = [w.removeprefix(str(source / "own")) for w in got.warnings]
+    assert shown == [w.removeprefix(str(source / "demos.pkl")) for w in wanted.warnings]
+
+
+@reading
+def test_a_runs_episodes_are_written(tmp_path):
+    for number in range(2):
+        writer = EpisodeWriter(tmp_path / "run", ["image", "state"])
+        obs = [{"image": picture(number, i, (33, 31)), "state": np.ones(2, np.float32) * i} for i in range(4)]
+        writer.start(number, obs[0])
+        for i in range(3):
+            writer.add({"actions": np.full(6, 0.1 * (i + 1), np.float32), "rewards": float(i == 2 and number == 0),
+                        "dones": i == 2, "masks": float(i < 2 or number == 1), "grasp_penalty": 0.0,
+                        "corrected": i == 1}, obs[i + 1])  # fmt: skip
+    options = ["--run_dir", str(tmp_path / "run"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
+    assert lerobot_writer.main(options) == 0
+    demos = read_demos(tmp_path / "set", "image", FIXED)
+    assert [t["masks"] for t in demos.transitions] == [1, 1, 0, 1, 1, 1] and demos.image_shapes["image"] == (33, 31, 3)
+    assert [t["dones"] for t in demos.transitions] == [False, False, True] * 2
+    assert demos.transitions[-1]["next_observations"]["state"][0] == 3
+
+
+@reading
+def test_a_dataset_of_others(foreign):
+    """Without this project's columns: the last step's result was not recorded; success ends the episode."""
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    wanted = transitions()
+    assert len(demos.transitions) == len(wanted) and demos.state_dim == 3
+    for got, want in zip(demos.transitions, wanted):
+        assert np.array_equal(got["actions"], want["actions"]) and got["masks"] == want["masks"]
+        assert np.array_equal(got["observations"]["state"], want["observations"]["state"])
+        assert np.abs(got["observations"]["front"].astype(int) - want["observations"]["front"]).mean() < 3
+    default = read_demos(describe(foreign, gripper=COMMANDS, image_size=128), "front", LEARNED)
+    assert default.image_shapes == {"front": (128, 128, 3)}
+
+
+@reading
+def test_without_rewards_every_episode_ends_well(foreign):
+    info = json.loads((foreign / lerobot.INFO).read_text())
+    del info["features"]["next.reward"]
+    (foreign / lerobot.INFO).write_text(json.dumps(info))
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert sum(t["rewards"] for t in demos.transitions) == EPISODES
+    assert "no next.reward: every episode counts as a success at its end" in demos.warnings[0]
+
+
+@reading
+@pytest.mark.parametrize("combine, first", [("mean", 0.15), ("sum", 0.45), ("last", 0.25)])
+def test_subsampling(combine, first, foreign):
+    """30 frames a second to 10: 3, 3 and 1 steps; the first one's picture, rewards summed, the gripper's command."""
+    mapping = {"gripper": COMMANDS, "control_hz": 10, "combine": combine, "low": [-2, -2], "high": [2, 2]}
+    demos = read_demos(describe(foreign, **mapping), "front", LEARNED)
+    part = demos.transitions[:3]
+    assert len(demos.transitions) == 3 * EPISODES and part[0]["actions"][0] == pytest.approx(first / 2)
+    assert [t["rewards"] for t in part] == [0, 0, 1] and [t["actions"][2] for t in part] == [1, 1, -1]
+    wanted = [transitions()[i]["observations"] for i in (0, 3, 6)]
+    for got, want in zip(part, wanted):
+        assert np.array_equal(got["observations"]["state"], want["state"])
+        assert np.abs(got["observations"]["front"].astype(int) - want["front"]).mean() < 3
+    assert np.array_equal(part[0]["next_observations"]["state"], wanted[1]["state"])
+
+
+@reading
+def test_entries_ranges_and_names(foreign):
+    mapping = {"cameras": {"top": "observation.images.front"}, "state": ["observation.state", "next.reward"],
+               "entries": ["y", 0, "gripper"], "low": [-0.4, 0.0], "high": [0.0, 1.0], "gripper": COMMANDS}  # fmt: skip
+    demos = read_demos(describe(foreign, **mapping), "top", LEARNED)
+    assert demos.state_dim == 4 and demos.transitions[0]["actions"] == pytest.approx([0.0, -0.9, -1.0], abs=1e-6)
+
+
+@reading
+def test_gripper_conventions(foreign):
+    """The file's -1, 0, 1 taken for other conventions: the other way round, and for positions."""
+    turned = read_demos(describe(foreign, gripper={"close": 1, "hold": 0, "open": -1}), "front", LEARNED)
+    assert [t["actions"][2] for t in turned.transitions[:4]] == [1, 0, -1, 1]
+    positions = read_demos(describe(foreign, gripper={"closed": -1, "open": 1.5}), "front", LEARNED)
+    assert [t["actions"][2] for t in positions.transitions[:8]] == [0, 0, 1, -1, 0, 1, -1, 0]
+
+
+@reading
+@pytest.mark.parametrize(
+    "mapping, message",
+    [
+        (
+            {},
+            'gripper: got no convention, wanted what closes and what opens it; write into pytorch_serl.json {"gripper"',
+        ),
+        ({"gripper": {"close": 0, "hold": 1, "open": 2}}, "gripper: got -1, wanted one of"),
+        ({"gripper": COMMANDS, "action": "actoin"}, "actoin: got the columns"),
+        ({"gripper": COMMANDS, "entries": ["x", "z"]}, "wanted entries among"),
+        ({"gripper": COMMANDS, "low": [0], "high": [1]}, "low, high: got"),
+        ({"gripper": COMMANDS, "control_hz": 7}, "control_hz: got 7, wanted a whole fraction of the 30 frames"),
+        ({"gripper": COMMANDS, "control_hz": 10}, "say in pytorch_serl.json mean for velocities"),
+        ({"gripper": COMMANDS, "cameras": {"front": "observation.images.side"}}, "camera 'front': got the features"),
+        ({"colour": 1}, "pytorch_serl.json: got entries image_size, colour"),
+    ],
+)
+def test_what_the_mapping_gets_wrong_is_named(mapping, message, foreign):
+    with pytest.raises(DataError, match="foreign: ") as error:
+        read_demos(describe(foreign, **mapping), "front", LEARNED)
+    assert message in str(error.value)
+
+
+@reading
+def test_damaged_and_older_datasets_are_named(foreign):
+    describe(foreign, gripper=COMMANDS)
+    video = foreign / "videos/observation.images.front/chunk-000/file-001.mp4"
+    video.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="file-001.mp4: got"):
+        read_demos(foreign, "front", LEARNED)
+    info = json.loads((foreign / lerobot.INFO).read_text())
+    (foreign / lerobot.INFO).write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(DataError, match="codebase_version: got v2.1, wanted v3.x"):
+        read_demos(foreign, "front", LEARNED)
+
+
+@reading
+def test_the_writer_refuses(source, tmp_path, capsys):
+    options = ["--demo_paths", str(source / "demos.pkl"), "--fps", "10", "--output_dir"]
+    assert lerobot_writer.main([*options, str(source / "own")]) == 2
+    assert "own exists" in capsys.readouterr().err
+    demos = transitions()
+    demos[2]["next_observations"] = demos[0]["observations"]
+    (tmp_path / "leap.pkl").write_bytes(pickle.dumps(demos))
+    options = ["--demo_paths", str(tmp_path / "leap.pkl"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
+    assert lerobot_writer.main(options) == 2
+    assert "next_observations: got another picture or state" in capsys.readouterr().err
+
+
+def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / lerobot.INFO).write_text("{}")
+    with pytest.raises(ValueError, match="pip install -r requirements-lerobot-data.txt"):
+        read_demos(tmp_path, "front", FIXED)
+    demos = make_demos(tmp_path / "demos.pkl")
+    options = ["--demo_paths", str(demos), "--fps", "10", "--output_dir", str(tmp_path / "set")]
+    assert lerobot_writer.main(options) == 2 and "requirements-lerobot-data.txt" in capsys.readouterr().err
+
+
+def test_resizing_is_the_encoders():
+    image = picture(1, 2, (150, 200))
+    encoder = ResNet10().preprocess
+    import torch
+
+    difference = encoder(torch.from_numpy(image)[None]) - encoder(torch.from_numpy(resized(image, 128))[None])
+    assert difference.abs().max() < 0.51 / 255 / 0.22  # half a grey level
