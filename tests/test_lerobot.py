@@ -198,7 +198,10 @@ def test_gripper_conventions(foreign):
         ({"gripper": COMMANDS, "control_hz": 7}, "control_hz: got 7, wanted a whole fraction of the 30 frames"),
         ({"gripper": COMMANDS, "control_hz": 10}, "say in pytorch_serl.json mean for velocities"),
         ({"gripper": COMMANDS, "cameras": {"front": "observation.images.side"}}, "camera 'front': got the features"),
-        ({"colour": 1}, "pytorch_serl.json: got entries image_size, colour"),
+        ({"colour": 1}, "pytorch_serl.json: got the entry 'colour', wanted some of"),
+        ({"state": "observation.state"}, "pytorch_serl.json: state: got str"),
+        ({"image_size": 0}, "pytorch_serl.json: image_size: got 0"),
+        ({"gripper": {"close": "zero", "open": 1}}, "wanted what closes and what opens it"),
     ],
 )
 def test_what_the_mapping_gets_wrong_is_named(mapping, message, foreign):
@@ -230,7 +233,10 @@ def test_the_writer_refuses(source, tmp_path, capsys):
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps(demos))
     options = ["--demo_paths", str(tmp_path / "leap.pkl"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
     assert lerobot_writer.main(options) == 2
-    assert "next_observations: got another picture or state" in capsys.readouterr().err
+    assert "transition 2: next_observations: got another picture or state" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leap.pkl"]
+    (tmp_path / "leap.pkl").write_bytes(pickle.dumps([demos[0], {}]))
+    assert lerobot_writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):

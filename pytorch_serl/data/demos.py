@@ -135,7 +135,7 @@ def _read_file(path, image_keys, setup_mode):
     transitions = []
     for index, item in enumerate(raw):
         place = Place(path, index)
-        transitions.append(_read_transition(place, item, image_keys, has_state, has_masks))
+        transitions.append(read_transition(place, item, image_keys, has_state, has_masks))
         _check_shapes(place, transitions[-1], transitions[0])
         raw[index] = None  # frees what the transition does not keep
     has_penalty = _fill_penalties(transitions)
@@ -167,8 +167,11 @@ def _has_state(transition):
     return isinstance(observation, dict) and "state" in observation
 
 
-def _read_transition(place, item, image_keys, has_state, has_masks):
-    """Return the transition in this project's form; grasp_penalty is None where nothing was recorded."""
+def read_transition(place, item, image_keys, has_state, has_masks):
+    """Return the transition in this project's form; grasp_penalty is None where nothing was recorded.
+
+    Raises DataError, naming `place` and the key, for what a transition must not hold.
+    """
     result = {
         key: read_observation(place, key, item, image_keys, has_state) for key in ("observations", "next_observations")
     }

@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
-from pytorch_serl.data.checks import Place
+from pytorch_serl.data.checks import Place, show
 from pytorch_serl.data.lerobot_files import read_frames, read_table, require_packages, resized
 
 INFO, MAPPING, EPISODES = "meta/info.json", "pytorch_serl.json", "meta/episodes"
 FINAL, MASK, PENALTY = "final", "mask", "grasp_penalty"  # columns of datasets that this project wrote
 PENALTIES = (PENALTY, "complementary_info.discrete_penalty")
+KINDS = {  # of the entries of MAPPING
+    "cameras": (dict,), "state": (list,), "action": (str,), "entries": (list,), "low": (list,), "high": (list,),
+    "gripper": (dict,), "control_hz": (int, float), "combine": (str,), "image_size": (int,),
+}  # fmt: skip
 COMBINE = {"mean": np.mean, "sum": np.sum, "last": lambda x, axis: x[-1]}
 
 
@@ -93,11 +97,17 @@ def _read_json(place, path):
 
 def _read_mapping(place, root):
     content = _read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
-    try:
-        return Mapping(**content)
-    except TypeError:
-        known = ", ".join(Mapping.__dataclass_fields__)
-        raise place.error(MAPPING, f"entries {', '.join(content)}", f"some of {known}", "see docs/lerobot.md") from None
+    see = "see docs/lerobot.md"
+    if unknown := [name for name in content if name not in KINDS]:
+        raise place.error(MAPPING, f"the entry {unknown[0]!r}", f"some of {', '.join(KINDS)}", see)
+    for name, value in content.items():
+        kinds = KINDS[name]
+        if value is not None and not isinstance(value, kinds):
+            raise place.error(f"{MAPPING}: {name}", show(value), " or ".join(kind.__name__ for kind in kinds), see)
+    mapping = Mapping(**content)
+    if mapping.image_size is not None and mapping.image_size < 1:
+        raise place.error(f"{MAPPING}: image_size", f"{mapping.image_size}", "a side in pixels, or null", see)
+    return mapping
 
 
 def _camera(place, key, mapping, features):
@@ -184,8 +194,13 @@ class _Rows:
         return low, high
 
     def _gripper(self, values):
-        kinds = self.mapping.gripper
-        if isinstance(kinds, dict) and set(kinds) in ({"close", "hold", "open"}, {"close", "open"}):
+        kinds = self.mapping.gripper or {}
+        numbers = all(isinstance(value, (int, float)) for value in kinds.values())
+        if (
+            numbers
+            and len(set(kinds.values())) == len(kinds)
+            and set(kinds) in ({"close", "hold", "open"}, {"close", "open"})
+        ):
             meaning = {"close": -1.0, "hold": 0.0, "open": 1.0}
             commands, known = np.array([meaning[name] for name in kinds]), np.array(list(kinds.values()), float)
             nearest = np.abs(values[:, None] - known).argmin(1)  # (N,)
@@ -195,14 +210,14 @@ class _Rows:
                 raise Place(self.place.path, odd).error("gripper", f"{values[odd]:g}", f"one of {kinds}",
                                                         f"correct {MAPPING}")  # fmt: skip
             return commands[nearest]
-        if isinstance(kinds, dict) and set(kinds) == {"closed", "open"} and kinds["closed"] != kinds["open"]:
+        if numbers and set(kinds) == {"closed", "open"} and kinds["closed"] != kinds["open"]:
             is_open = (values - kinds["closed"]) / (kinds["open"] - kinds["closed"]) > 0.5
             commands = np.diff(is_open.astype(float), prepend=float(is_open[0]))
             starts = np.flatnonzero(np.diff(self._column("episode_index")) != 0) + 1
             commands[starts] = 0.0
             return commands
         raise self.place.error(
-            "gripper", "no convention" if kinds is None else f"{kinds}", "what closes and what opens it",
+            "gripper", f"{kinds or 'no convention'}", "what closes and what opens it",
             f'write into {MAPPING} {{"gripper": {{"close": 0, "hold": 1, "open": 2}}}} with the values of this '
             'dataset, or for positions {"closed": 0, "open": 100}',
         )  # fmt: skip

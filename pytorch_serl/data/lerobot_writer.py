@@ -9,13 +9,16 @@ Each episode has one frame more than steps: what its last step led to, with an a
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pytorch_serl.data.checks import Place, load_transitions
+from pytorch_serl.data.checks import Place, load_transitions, show, take
+from pytorch_serl.data.demos import read_transition
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.lerobot import FINAL, INFO, MAPPING, MASK, PENALTY
 from pytorch_serl.data.lerobot_files import require_packages
@@ -37,20 +40,33 @@ PANDAS = json.dumps({  # the lerobot package reads the tasks with pandas and wan
 })  # fmt: skip
 
 
-def read_episodes(demo_paths: Iterable[str], run_dir: str | None) -> Iterator[list[dict]]:
-    """The episodes of demo files, or those that a run recorded in `episodes/`, as lists of transitions."""
+def read_episodes(demo_paths: Iterable[str], run_dir: str | None) -> Iterator[tuple[Place, list[dict]]]:
+    """The episodes of demo files, or those that a run recorded in `episodes/`: where they are, and their transitions.
+
+    Raises DataError for a transition that `read_demos` would refuse.
+    """
     for path in demo_paths:
-        episode = []
-        for transition in load_transitions(path):
-            episode.append(transition)
-            if transition.get("dones"):
-                yield episode
-                episode = []
-        if episode:
-            yield episode
+        raw, start = load_transitions(path), 0
+        episode: list[dict] = []
+        for index, item in enumerate(raw):
+            episode.append(_checked(Place(path, index), item, raw[0]))
+            if episode[-1]["dones"] or index == len(raw) - 1:
+                yield Place(path, start, index), episode
+                episode, start = [], index + 1
     for path in episode_files(run_dir).values() if run_dir else ():
         if episode := read_episode(path):
-            yield episode
+            yield Place(str(path)), episode
+
+
+def _checked(place: Place, item: dict, first: dict) -> dict:
+    """The transition in this project's form, with all cameras that the file's first one has."""
+    observation = take(place, first, "observations")
+    if not isinstance(observation, dict):
+        raise place.error(
+            "observations", show(observation), "a dict of images and state", "save observations as a dict"
+        )
+    cameras = [key for key, value in observation.items() if np.ndim(value) >= 3]
+    return read_transition(place, item, cameras, "state" in observation, "masks" in first)
 
 
 class DatasetWriter:
@@ -65,7 +81,8 @@ class DatasetWriter:
         require_packages()
         if root.exists():
             raise FileExistsError(f"{root} exists; remove it or name another --output_dir")
-        self.root, self.fps, self.task = root, fps, task
+        self.target, self.fps, self.task = root, fps, task
+        self.root = root.with_name(f".{root.name}.{os.getpid()}.tmp")  # until it is whole
         self.rows: list[dict] = []
         self.episodes: list[dict] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -74,11 +91,14 @@ class DatasetWriter:
     def add(self, place: Place, episode: list[dict]) -> None:
         """One episode. Raises ValueError where a next observation is not the following one, or shapes change."""
         number, first = len(self.episodes), len(self.rows)
+        if not number:
+            self.has_penalty = episode[0].get("grasp_penalty") is not None
         observations = [t["observations"] for t in episode] + [episode[-1]["next_observations"]]
         for i, (transition, following) in enumerate(zip(episode, observations[1:])):
             if not all(np.array_equal(transition["next_observations"][key], following[key]) for key in following):
-                raise Place(place.path, i).error("next_observations", "another picture or state", "the observations "
-                                                 "that follow", "write this file in parts")  # fmt: skip
+                raise Place(place.path, (place.first or 0) + i).error(
+                    "next_observations", "another picture or state", "the observations that follow", "write it in parts"
+                )
         cameras = [key for key, value in observations[0].items() if np.ndim(value) == 3]
         for i, obs in enumerate(observations):
             final = i == len(episode)
@@ -100,10 +120,12 @@ class DatasetWriter:
         done = bool(step["dones"])
         row |= {
             "next.reward": float(step["rewards"]), "next.done": done, MASK: float(step.get("masks", 1.0 - done)),
-            PENALTY: float(step.get("grasp_penalty") or 0.0), "corrected": bool(step.get("corrected", False)),
+            "corrected": bool(step.get("corrected", False)),
             FINAL: final, "timestamp": frame / self.fps, "frame_index": frame, "episode_index": number,
             "index": len(self.rows), "task_index": 0,
         }  # fmt: skip
+        if self.has_penalty:
+            row[PENALTY] = float(step.get("grasp_penalty") or 0.0)
         shapes = {key: np.shape(value) for key, value in [*row.items(), *obs.items()]}
         if changed := [key for key, shape in shapes.items() if self.shapes.setdefault(key, shape) != shape]:
             raise ValueError(f"{changed[0]} is {shapes[changed[0]]} in episode {number}, was {self.shapes[changed[0]]}")
@@ -149,6 +171,7 @@ class DatasetWriter:
         mapping = {"cameras": cameras, "gripper": {"close": -1, "hold": 0, "open": 1}, "image_size": None}
         for path, content in ((INFO, self._info()), ("meta/stats.json", self._stats()), (MAPPING, mapping)):
             (self.root / path).write_text(json.dumps(content, indent=2) + "\n")
+        self.root.rename(self.target)
 
     def _info(self):
         features = {
@@ -204,15 +227,18 @@ def parse_args(argv=None):
 def main(argv=None):
     """Returns the exit code: 0, or 2 after an error in the input."""
     args = parse_args(argv)
+    writer = None
     try:
         writer = DatasetWriter(Path(args.output_dir), args.fps, args.task)
-        place = Place(", ".join(args.demo_paths) or str(args.run_dir))
-        for episode in read_episodes(args.demo_paths, args.run_dir):
+        for place, episode in read_episodes(args.demo_paths, args.run_dir):
             writer.add(place, episode)
         writer.close()
     except (OSError, ValueError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    finally:
+        if writer is not None:
+            shutil.rmtree(writer.root, ignore_errors=True)
     print(f"wrote {len(writer.episodes)} episodes, {len(writer.rows)} frames to {args.output_dir}")
     return 0
 
