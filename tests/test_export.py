@@ -39,7 +39,10 @@ def assert_same(agent, action, obs):
     assert np.abs(action - wanted).max() < export_check.RANDOM_TOLERANCE
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["dual-learned", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "dual-learned")],
+)
 def exported(request, tmp_path_factory):
     """An agent of each kind, from its checkpoint, and its program."""
     path = tmp_path_factory.mktemp("kinds") / "agent.pt"
