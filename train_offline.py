@@ -57,8 +57,8 @@ from pytorch_serl.training.run import (
     user_errors,
 )
 
-UPDATES = {  # what each algorithm asks of agent.update
-    "awac": {"sac_weight": 0.0, "clone_weight": 1.0, "advantage_weighted": True},
+UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
+    "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
     "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 1.0},
     "sac": {},
 }

@@ -31,7 +31,7 @@ from pytorch_serl.utils.device import DEVICE
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
-MAX_ADVANTAGE_WEIGHT = 5.0
+MAX_ADVANTAGE_WEIGHT, ADVANTAGE_SHARE = 5.0, 0.5  # of exp(advantage), and of it in the weight; the rest is 1
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
 
 
@@ -263,7 +263,10 @@ class SACAgent(PixelAgent):
 
     @torch.no_grad()
     def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
-        """exp(advantage / spread of Q over the batch), capped, mean 1: about 1 where all demos are equally good."""
+        """Half 1, half exp(advantage / spread of Q over the batch), capped, mean 1.
+
+        Where all demos are equally good the advantages are noise: weighted by them alone, fewer demos count.
+        """
         if len(encoding) < 2:
             raise ValueError("advantage_weighted needs a batch of two or more: the spread of Q over it is the unit")
         mean, std = self.actor(encoding)
@@ -271,7 +274,7 @@ class SACAgent(PixelAgent):
         q = self.critic(encoding, batch["arm_actions"])  # (E, B)
         advantage = (q - self.critic(encoding, policy_action)).amin(0)  # (E, B) -> (B,)
         weight = (advantage / (q.mean(0).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
-        return weight / weight.mean()
+        return 1.0 - ADVANTAGE_SHARE + ADVANTAGE_SHARE * weight / weight.mean()
 
     # ---------------------------------------------------------------- from batch to encodings
 
