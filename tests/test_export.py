@@ -163,7 +163,7 @@ def test_wrong_input_ends_in_one_line(change, message, saved, tmp_path, monkeypa
 
 
 def test_without_the_packages_there_is_no_onnx_file(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ("numpy", "no_such_package"))
     options = {"ckpt": saved / "best.pt", "output_dir": tmp_path, "observations": 1}
     hint = "no_such_package not installed: python -m pip install -r requirements-export.txt"
     refused(export_policy, capsys, f"--formats onnx: {hint}", command(options | {"formats": "onnx"}))

@@ -58,7 +58,7 @@ def words(demos, out, **changes):
 # ---------------------------------------------------------------- the script
 
 
-@pytest.mark.parametrize("algo", [None, "bc", "sac"])
+@pytest.mark.parametrize("algo", [None, "bc", pytest.param("sac", marks=pytest.mark.slow)])
 def test_script(algo, demos, gripper_demos, tmp_path):
     """As in the README with the smaller numbers; the default (awac) with two cameras and a gripper."""
     two = {"demo_paths": gripper_demos, "image_keys": ["image", "wrist"], "setup_mode": LEARNED} if not algo else {}

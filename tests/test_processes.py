@@ -114,7 +114,8 @@ def test_a_failure_of_the_learner_is_said_with_its_traceback(demos, tmp_path):
     run.learner.close()
 
 
-@pytest.mark.parametrize("victim", [pytest.param("learner", marks=pytest.mark.slow), "actor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["learner", "actor"])
 def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
     out = tmp_path / "run"
     changes = {"max_steps": 10_000, "eval_every": 4 * LENGTH, "control_hz": 20}
