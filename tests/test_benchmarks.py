@@ -1,0 +1,159 @@
+"""The benchmarks' helpers and commands on tiny work."""
+
+import importlib.util
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runs import ROOT, refused
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import measure  # noqa: E402
+import peer  # noqa: E402
+import speed  # noqa: E402
+import timing  # noqa: E402
+import work  # noqa: E402
+
+TINY = ["--batch_sizes", "2", "--cameras", "1", "--threads", "1", "--device", "cpu", "--transitions", "256",
+        "--repeats", "3", "--seconds", "0.01"]  # fmt: skip
+
+
+class Owner:
+    def __init__(self, clock):
+        self.clock = clock
+
+    def outer(self):
+        self.clock[0] += 1
+        self.inner()
+        self.clock[0] += 2
+
+    def inner(self):
+        self.clock[0] += 10
+
+
+def test_stages_exclude_those_inside_and_add_up_to_the_whole():
+    clock = [0.0]
+    owner = Owner(clock)
+    stages = timing.Stages(lambda: np.array([clock[0], 2 * clock[0]]))
+    with stages.whole([(owner, "outer", "a"), (owner, "inner", "b")]):
+        clock[0] += 100
+        owner.outer()
+        owner.inner()
+        clock[0] += 200
+    assert {name: total.tolist() for name, total in stages.totals.items()} == {
+        "a": [3.0, 6.0], "b": [20.0, 40.0], timing.OTHER: [300.0, 600.0]
+    }  # fmt: skip
+    assert "outer" not in vars(owner) and owner.outer.__func__ is Owner.outer
+    with pytest.raises(AttributeError, match="missing"), stages.whole([(owner, "outer", "a"), (owner, "missing", "b")]):
+        pass
+    assert "outer" not in vars(owner)
+
+
+def test_stages_are_undone_after_an_error():
+    owner = Owner([0.0])
+    stages = timing.Stages(lambda: np.array(owner.clock[0]))
+    with pytest.raises(ZeroDivisionError), stages.whole([(owner, "outer", "a")]):
+        owner.outer()
+        raise ZeroDivisionError
+    assert stages.totals["a"] == 13.0 and "outer" not in vars(owner)
+
+
+def test_work_is_timed_in_turn_and_spread():
+    order = []
+    works = {name: lambda name=name: order.append(name) for name in "ab"}
+    taken = timing.alternate(works, timing.make_clock(), repeats=5, seconds=0.0)
+    assert order == ["a", "b"] * timing.MIN_REPEATS and taken["a"].shape == (timing.MIN_REPEATS, 2)
+    figures = timing.spread(np.column_stack([np.arange(101.0), np.full(101, 7.0)]))
+    assert figures["wall"] == {"median": 50.0, "p10": 10.0, "p90": 90.0, "p99": 99.0}
+    assert figures["cpu"]["p99"] == 7.0 and figures["n"] == 101
+
+
+@pytest.mark.parametrize(
+    "backbone, passes, absent",
+    [("stored", (0, 0), {"augment", "backbone"}), ("frozen", (2, 0), set()), ("trainable", (3, 1), set())],
+)
+def test_every_stage_of_an_update_is_found(backbone, passes, absent):
+    agent = work.make_agent(backbone, 1, torch.device("cpu"))
+    learner = work.make_learner(agent, backbone, transitions=20)
+    plan = {"repeats": 3, "seconds": 0.01}
+    result = measure.measure_update(agent, learner, 2, plan)
+    assert set(result["stages"]) == {*work.STAGES, timing.OTHER} - absent
+    assert tuple(result["passes"].values()) == passes
+    parts = sum(stage["cpu"]["median"] for stage in result["stages"].values())
+    assert parts == pytest.approx(result["whole_by_stage"]["cpu"]["median"], rel=0.2)
+    assert result["gflop"]["encode"] > 0 and result["gflop"]["optimiser"] == 0
+    assert (result["gflop"].get("backbone", 0) > 0) == (backbone != "stored")
+    assert vars(agent).keys().isdisjoint({"_prepare", "_encode"}) and torch.Tensor.backward.__name__ == "backward"
+
+
+def test_tables_and_json(tmp_path, capsys):
+    assert speed.main([*TINY, "--backbones", "stored", "--json", str(tmp_path / "speed.json")]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    heads = [row for row in rows if row[0] in ("backbone", "stored") and row[1] == "cameras"]
+    assert len(heads) == 5 and "of limit" in heads[0] and heads[1][-3:] == [timing.OTHER, "sum", "whole"]
+    assert [row[0] for row in rows if row[1] == "1"] == ["stored"] * 4 + ["features"]
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert {"hardware", "versions", "settings", "results"} <= report.keys() and report["versions"]["torch"]
+    buffer, act, update = report["results"]
+    assert [buffer["part"], act["part"], update["part"]] == ["buffer", "act", "update"]
+    assert ("act_beside_learner" in act) == ((os.cpu_count() or 1) > 1)
+    assert update["whole"]["n"] == 3 and update["matrix_gflops"]["cpu"] > 0
+
+
+def test_buffer():
+    plan = {"transitions": 256, "seconds": 0.01}
+    features, frames = (measure.measure_buffer(storage, 1, plan) for storage in ("features", "frames"))
+    assert features["computed_bytes_per_transition"] == pytest.approx(512 * 16 * 2 * 1.01 + 204, rel=0.01)
+    assert frames["computed_bytes_per_transition"] == pytest.approx(128 * 128 * 3 * 1.01 + 204, rel=0.01)
+    assert frames["sample_and_crop"]["n"] >= 3 and "sample_and_crop" not in features
+
+
+def test_what_is_slow_on_a_cpu_is_left_out_unless_asked_for():
+    plans = speed.make_plans(speed.parse_args(["--device", "cpu", "--threads", "1"]))
+    assert [plan["left_out"] for plan in plans] == [[["trainable", 256]]]
+    plans = speed.make_plans(speed.parse_args(["--device", "cpu", "--threads", "1", "--slow"]))
+    assert [plan["left_out"] for plan in plans] == [[]]
+
+
+@pytest.mark.parametrize(
+    "script, command, message",
+    [
+        (speed, ["--batch_sizes", "3"], "--batch_sizes is [3]; wanted even numbers"),
+        (speed, ["--cameras", "0"], "--cameras is [0]; wanted 1 or more"),
+        (speed, ["--threads", "100000"], "--threads is [100000]; wanted 1 to"),
+        (speed, ["--repeats", "2"], "--repeats is 2; wanted 3 or more"),
+        (speed, ["--json", "nowhere/x.json"], "--json is nowhere/x.json; wanted a file in a directory that exists"),
+        (speed, ["--device", "tpu"], "device 'tpu' is not usable here"),
+        (speed, ["--backbones", "none"], "invalid choice: 'none'"),
+        (peer, [], "--lerobot_python"),
+        (peer, ["--lerobot_python", "nowhere"], "--lerobot_python is nowhere; wanted a Python interpreter"),
+        (peer, ["--lerobot_python", sys.executable, "--pairs", "1"], "--pairs is 1; wanted 3 or more"),
+    ],
+)
+def test_refused(script, command, message, capsys):
+    refused(script, capsys, message, command)
+
+
+def test_sides_are_timed_in_turn():
+    plan = {"backbone": "stored", "cameras": 1, "batch_sizes": [2], "threads": 1, "transitions": 20}
+    side = peer.Side("our", sys.executable, "peer_ours.py", plan)
+    try:
+        works = peer.compare(side, side, pairs=3)
+    finally:
+        side.close()
+    assert set(works) == {"update 2", "sample and update 2", "sample 256", "act"}
+    assert works["update 2"]["ratio"]["n"] == 3 and works["act"]["ours"]["cpu"]["median"] > 0
+    assert side.process.returncode == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lerobot") is not None, reason="LeRobot is installed here")
+def test_an_environment_without_lerobot_is_named(capfd):
+    with pytest.raises(SystemExit, match="LeRobot's process ended with exit code 1"):
+        peer.Side("LeRobot", sys.executable, "peer_lerobot.py", {"threads": 1})
+    assert "No module named 'lerobot'" in capfd.readouterr().err
