@@ -104,8 +104,8 @@ def measure_update(agent: SACHybridAgent, learner: Learner, batch_size: int, pla
             whole()
         by_stage.append(stages.totals)
 
-    counted = count_work(agent, learner, batch_size)  # also the warm-up
     end = time.perf_counter() + 0.1 * plan["seconds"]
+    counted = count_work(agent, learner, batch_size)  # warms up, too
     while time.perf_counter() < end:
         whole()
     rate = matrix_rate(agent.device, 0.1 * plan["seconds"])

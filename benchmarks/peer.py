@@ -112,7 +112,7 @@ def run_case(args, backbone, cameras):
     }  # fmt: skip
     sides = []
     try:
-        sides.append(Side("our", sys.executable, "peer_ours.py", plan))
+        sides.append(Side("this project", sys.executable, "peer_ours.py", plan))
         sides.append(
             Side("LeRobot", args.lerobot_python, "peer_lerobot.py", plan | {"backbone": LEROBOT_BACKBONE[backbone]})
         )

@@ -47,7 +47,7 @@ def parse_args(argv=None):
     what.add_argument("--slow", action="store_true", help="on a CPU also a trained backbone at batch 256 and above")
     how = parser.add_argument_group("how")
     how.add_argument("--repeats", type=int, default=20, help="of each update, at most")
-    how.add_argument("--seconds", type=float, default=4.0, help="for each measurement, three repeats at least")
+    how.add_argument("--seconds", type=float, default=3.0, help="for each measurement, three repeats at least")
     how.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what the tables show; cpu: CPU seconds "
                      "of all threads, on a machine that other programs use, too")  # fmt: skip
     how.add_argument("--json", type=Path, help="write every figure here, both clocks")
