@@ -91,6 +91,7 @@ def test_every_stage_of_an_update_is_found(backbone, passes, absent):
     assert vars(agent).keys().isdisjoint({"_prepare", "_encode"}) and torch.Tensor.backward.__name__ == "backward"
 
 
+@pytest.mark.slow
 def test_tables_and_json(tmp_path, capsys):
     assert speed.main([*TINY, "--backbones", "stored", "--json", str(tmp_path / "speed.json")]) == 0
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -140,6 +141,7 @@ def test_refused(script, command, message, capsys):
     refused(script, capsys, message, command)
 
 
+@pytest.mark.slow
 def test_sides_are_timed_in_turn():
     plan = {"backbone": "stored", "cameras": 1, "batch_sizes": [2], "threads": 1, "transitions": 20}
     side = peer.Side("our", sys.executable, "peer_ours.py", plan)
