@@ -8,7 +8,7 @@ import pytest
 
 from pytorch_serl.envs.gamepad import GamepadHuman
 from tests.runs import ROOT
-from tests.test_keyboard import NOTHING, Recorder
+from tests.test_keyboard import beside
 
 LOOK = {"leftx": 0.0, "lefty": 0.0, "rightx": 0.0, "righty": 0.0}
 
@@ -23,12 +23,8 @@ class Held:
         return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
 
 
-def human(*looks, arms=1, grippers=True, ends=(), **options):
-    lines = []
-    env = Recorder(arms * (6 + grippers), *ends)
-    env = GamepadHuman(env, Held(*looks), arms=arms, grippers=grippers, say=lines.append, **options)
-    env.lines, env.policy = lines, NOTHING[: arms * (6 + grippers)]
-    return env
+def human(*looks, **options):
+    return beside(GamepadHuman, Held(*looks), **options)
 
 
 def test_sticks_move_only_while_the_button_is_held():

@@ -43,12 +43,17 @@ class Recorder(gym.Env):
         return np.zeros(1), reward, terminated, False, {"succeed": succeed}
 
 
-def human(*keys, arms=1, grippers=True, ends=(), **options):
+def beside(kind, device, arms=1, grippers=True, ends=(), **options):
+    """A human of this kind beside a `Recorder`, with the lines that he is shown, and the policy's action."""
     lines = []
     env = Recorder(arms * (6 + grippers), *ends)
-    env = KeyboardHuman(env, Typed(*keys), arms=arms, grippers=grippers, say=lines.append, **options)
+    env = kind(env, device, arms=arms, grippers=grippers, say=lines.append, **options)
     env.lines, env.policy = lines, NOTHING[: arms * (6 + grippers)]
     return env
+
+
+def human(*keys, **options):
+    return beside(KeyboardHuman, Typed(*keys), **options)
 
 
 def test_the_policy_acts_until_somebody_takes_over_and_after_handing_back():

@@ -19,6 +19,8 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
+from pytorch_serl.envs.scripted import CRUISE, Expert
+
 STEP = 0.025  # m per unit of action and step, as gym-hil's own end-effector wrapper has it
 CONTROL_DT = 0.1  # s per step, gym-hil's default
 WORKSPACE = np.array([[0.2, -0.3, 0.0], [0.6, 0.3, 0.5]])  # m, gym-hil's limits of the set point
@@ -227,7 +229,6 @@ def _place_camera(mujoco, model, name, position, looked_at, up, fovy):
     model.cam_pos[camera.id], model.cam_fovy[camera.id] = position, fovy
 
 
-CRUISE = 0.8  # largest command before noise: clones have a tanh and learn +-1 badly
 HOVER = 0.07  # m, where the expert lines up
 CLEAR = 0.055  # m, the fingertips pass over a cube from here on
 GRASP_AT = 0.022  # m, the fingertips when they close
@@ -239,21 +240,11 @@ SETTLED = 0.5  # rad/s, the fingers have come to rest
 CRUISE_STEP = CRUISE * STEP  # m
 
 
-class PandaExpert:
+class PandaExpert(Expert):
     """Picks up the cube from any state: line up above it, go down, close, lift; open where it closed on nothing.
 
     It has no memory: it decides from `privileged_state()` alone, so it can take over anywhere.
-
-    Args:
-        env: a PandaPickCubeEnv, wrapped or not.
-        noise: standard deviation of the Gaussian noise on the continuous part, in units of action.
-        seed: seed of that noise.
     """
-
-    def __init__(self, env, noise=0.1, seed=None):
-        self.env = env.unwrapped
-        self.noise = noise
-        self.rng = np.random.default_rng(seed)
 
     def act(self):
         """The next action, float32 (7,) in [-1, 1]; the gripper entry is exactly -1, 0 or 1."""

@@ -19,11 +19,11 @@ CRUISE_STEP = CRUISE * task.TRANSLATION_STEP  # m
 CRUISE_TURN = CRUISE * task.ROTATION_STEP  # rad
 
 
-class ScriptedExpert:
-    """Solves the task from any state: line up above the object, go down, then close and lift, or insert.
+class Expert:
+    """What every scripted expert is made of; it adds `act()` and `steps_to_go()`.
 
     Args:
-        env: a TabletopEnv, wrapped or not.
+        env: the task, wrapped or not, with a `privileged_state()`.
         noise: standard deviation of the Gaussian noise on the continuous part, in units of action.
         seed: seed of that noise.
     """
@@ -32,6 +32,10 @@ class ScriptedExpert:
         self.env = env.unwrapped
         self.noise = noise
         self.rng = np.random.default_rng(seed)
+
+
+class ScriptedExpert(Expert):
+    """Solves the built-in task from any state: line up above the object, go down, then close and lift, or insert."""
 
     def act(self):
         """The next action, float32 (A,) in [-1, 1]; gripper entries are exactly -1, 0 or 1."""

@@ -47,9 +47,13 @@ def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> S
     Raises ValueError, naming the file, for anything that is no agent's checkpoint.
     """
     content = load_checkpoint(path)
-    content = content.get("agent", content)
+    return restore_agent(content.get("agent", content), device, str(path))
+
+
+def restore_agent(content: dict[str, Any], device: torch.device | str, source: str) -> SACAgent:
+    """The agent of a `state_dict()` that came from `source`. Raises ValueError as `load_agent` does."""
     if content.get("kind") not in ("SACAgent", "SACHybridAgent") or not isinstance(content.get("config"), dict):
-        raise ValueError(f"{path}: not an agent's checkpoint; wanted best.pt of train_hybrid.py or train_offline.py")
+        raise ValueError(f"{source}: not an agent's checkpoint; wanted best.pt of train_hybrid.py or train_offline.py")
     settings = dict(content["config"], device=device)
     try:
         image_keys, action_dim = settings.pop("image_keys"), settings.pop("action_dim")
@@ -59,8 +63,8 @@ def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> S
         else:
             agent = SACAgent(image_keys, action_dim, **settings)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its settings do not make an agent ({type(error).__name__}: {error})") from error
-    agent.load_state_dict(content, str(path))
+        raise ValueError(f"{source}: its settings do not make an agent ({type(error).__name__}: {error})") from error
+    agent.load_state_dict(content, source)
     return agent
 
 

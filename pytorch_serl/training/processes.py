@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
+from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.run import seed_all
 from pytorch_serl.utils.files import WriteError
@@ -103,8 +104,7 @@ class RemoteLearner:
         self.calls = queue.SimpleQueue()
         state = io.BytesIO()
         torch.save(agent.state_dict(), state)
-        work = {"state": state.getvalue(), "config": agent.config, "grippers": agent.num_grippers,
-                "device": agent.device, "settings": settings}  # fmt: skip
+        work = {"state": state.getvalue(), "device": agent.device, "settings": settings}
         arguments = (their_calls, their_replies, self.acting, self.averages, work)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
@@ -262,11 +262,8 @@ class _Service:
     def __init__(self, replies, acting, averages, work):
         self.replies, self.acting, self.averages = replies, acting, averages
         seed_all(work["settings"]["seed"])
-        config = dict(work["config"], device=work["device"])
-        sizes = config.pop("image_keys"), config.pop("action_dim")
-        grippers = work["grippers"]
-        self.agent = SACHybridAgent(*sizes, 3**grippers, **config) if grippers else SACAgent(*sizes, **config)
-        self.agent.load_state_dict(torch.load(io.BytesIO(work["state"]), work["device"], weights_only=True))
+        content = torch.load(io.BytesIO(work["state"]), work["device"], weights_only=True)
+        self.agent = build.restore_agent(content, work["device"], "the actor's agent")
         self.learner = Learner(self.agent, **work["settings"])
         self.due, self.step, self.noted, self.asked = 0, 0, None, False  # due: cycles that the actor's steps allow
         self.cycles, self.since, self.published = 0, time.monotonic(), 0.0
