@@ -213,7 +213,7 @@ def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monke
         processes._lock(first)
         with pytest.raises(processes.RunInUse, match="is in use by another run"):
             processes._lock(second)
-        threading.Timer(0.1, lambda: fcntl.flock(first, fcntl.LOCK_UN)).start()
+        monkeypatch.setattr(processes.time, "sleep", lambda seconds: fcntl.flock(first, fcntl.LOCK_UN))
         processes._lock(second)
 
 
