@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.networks import augment
 from pytorch_serl.networks import resnet as resnet_module
+from pytorch_serl.networks.augment import crop_offsets
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10, fast_dropout
 from pytorch_serl.utils.device import DEVICE
@@ -498,6 +500,15 @@ def test_dropout_acts_in_the_actors_passes_only():
     assert {k for k in first if not torch.equal(first[k], second[k])} == {"next_actor", "obs_actor"}
     obs = make_obs(agent, 2, np.random.default_rng(0))
     assert np.array_equal(agent.sample_actions(obs, argmax=True), agent.sample_actions(obs, argmax=True))
+
+
+@pytest.mark.parametrize("shape", [(128, 128, 3), (9, 5, 1)])
+def test_crops_by_blocks_are_crops_by_index(shape):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (162, *shape), dtype=torch.uint8)
+    offsets = torch.cat([torch.cartesian_prod(torch.arange(9), torch.arange(9)), crop_offsets(81, "cpu")])
+    for frames in (images, images.flip(2), images[:, :, :, :1]):  # also views that are not contiguous
+        assert torch.equal(augment._copy_blocks(frames, offsets), augment._gather(frames, offsets))
 
 
 def test_fast_dropout_is_dropout():

@@ -138,7 +138,7 @@ def test_bursts_of_interventions_keep_their_own_frames():
     assert set(decode(buffer.sample(64))) == set(reference.held())
 
 
-def test_a_new_episode_that_starts_on_the_same_pixels_shares_them_but_not_its_state():
+def test_the_same_pixels_with_another_state_are_another_frame():
     buffer = ReplayBuffer(10, ["image"])
     still = np.full((4, 4, 3), 9, np.uint8)
     for number in range(3):
@@ -148,7 +148,7 @@ def test_a_new_episode_that_starts_on_the_same_pixels_shares_them_but_not_its_st
         }
         buffer.add(step)
     (batch,) = buffer.in_order(8)
-    assert num_frames(buffer) == 1
+    assert num_frames(buffer) == 6
     assert batch["observations"]["state"].tolist() == [[0, 0], [1, 0], [2, 0]]
     assert batch["next_observations"]["state"].tolist() == [[0, 1], [1, 1], [2, 1]]
 
@@ -424,11 +424,11 @@ WRONG = {
     "no_masks": (without("masks"), r"transition: got .* wanted \['masks'\] as well"),
     "reward_nan": (lambda t: t | {"rewards": np.nan}, "reward is nan"),
     "reward_shape": (lambda t: t | {"rewards": np.zeros(2)}, r"reward is \(2,\)"),
-    "state_nan": (changed_obs("next_observations", state=np.full(2, np.nan)), "next_state is"),
-    "state_shape": (changed_obs("observations", state=np.zeros(3)), r"state is \(3,\).*holds \(2,\)"),
+    "state_nan": (changed_obs("next_observations", state=np.full(2, np.nan)), r"\['state'\] is \[nan nan\]"),
+    "state_shape": (changed_obs("observations", state=np.zeros(3)), r"'state'\] is float32 \(3,\);.*\(2,\)"),
     "no_camera": (
         lambda t: t | {"observations": {"image": IMAGE}},
-        r"observations: got \['image'\], wanted \['wrist'\]",
+        r"observations: got \['image'\], wanted \['wrist', 'state'\]",
     ),
     "image_shape": (changed_obs("next_observations", wrist=IMAGE[:4]), r"\['wrist'\] is uint8 \(4, 5, 3\)"),
     "image_dtype": (changed_obs("observations", image=IMAGE.astype(np.float32)), "float32 .*holds uint8"),

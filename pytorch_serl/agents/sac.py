@@ -104,7 +104,7 @@ class SACAgent(PixelAgent):
         self.backbone = None
         if self.image_keys and not trainable_backbone:
             self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()
-            self.backbone.to(self.device, memory_format=torch.channels_last)
+            self.backbone.to(self.device)
 
         # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
         self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)

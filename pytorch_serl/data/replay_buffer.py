@@ -48,9 +48,7 @@ class ReplayBuffer:
 
     def allocate(self, observation: dict[str, np.ndarray], action_dim: int) -> None:
         """Reserve the arrays for observations shaped like this one; the memory itself is taken as it fills."""
-        state_shape = np.shape(observation["state"]) if "state" in observation else (0,)
-        rows = {"action": (action_dim,), "state": state_shape, "next_state": state_shape}
-        rows |= dict.fromkeys(("reward", "mask", "done", "grasp_penalty"), ())
+        rows = {"action": (action_dim,)} | dict.fromkeys(("reward", "mask", "done", "grasp_penalty"), ())
         self._columns = {k: np.empty((self.capacity, *shape), np.float32) for k, shape in rows.items()}
         self._columns |= {k: np.empty(self.capacity, np.int64) for k in ("frame", "next_frame")}
         _need("observations", observation, self.image_keys)
@@ -62,6 +60,8 @@ class ReplayBuffer:
                     "(views, 512, 16) from agent.encode_frames"
                 )
             self._frames[key] = np.empty((self.num_slots, *image.shape), image.dtype)
+        if "state" in observation:
+            self._frames["state"] = np.empty((self.num_slots, *np.shape(observation["state"])), np.float32)
 
     def full_size_gb(self) -> float:
         """Memory in GB (1e9 bytes) once the buffer is full."""
@@ -83,10 +83,7 @@ class ReplayBuffer:
         _need("transition", transition, ("observations", "next_observations", *names.values()))
         values = {name: np.asarray(transition[key], np.float32) for name, key in names.items()}
         values["grasp_penalty"] = np.asarray(transition.get("grasp_penalty", 0.0), np.float32)
-        groups = {name: transition[name] for name in ("observations", "next_observations")}
-        values["state"], values["next_state"] = (
-            np.asarray(observation.get("state", ()), np.float32) for observation in groups.values()
-        )
+        groups = {name: self._frame(transition[name]) for name in ("observations", "next_observations")}
         if not (np.abs(values["action"]) <= 1.0).all():
             raise ValueError(f"action {values['action']} has entries outside [-1, 1] or NaN")
         if not self._columns:
@@ -114,31 +111,42 @@ class ReplayBuffer:
         while self._tail < self._count and self._columns["frame"][self._tail % self.capacity] < oldest_frame:
             self._tail += 1
 
-    def _check(self, groups: dict[str, dict], values: dict[str, np.ndarray]) -> None:
+    def _frame(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What is stored of an observation: its images as they are, its state in float32."""
+        frame = {key: np.asarray(observation[key]) for key in self.image_keys if key in observation}
+        if "state" in observation:
+            frame["state"] = np.asarray(observation["state"], np.float32)
+        return frame
+
+    def _check(self, groups: dict[str, dict[str, np.ndarray]], values: dict[str, np.ndarray]) -> None:
         """Raise ValueError where a transition does not fit the arrays."""
-        for name, observation in groups.items():
-            _need(name, observation, self.image_keys)
-            for key, stored in self._frames.items():
-                image = np.asarray(observation[key])
-                if image.shape != stored.shape[1:] or image.dtype != stored.dtype:
+        for name, frame in groups.items():
+            _need(name, frame, self._frames)
+            for key, value in frame.items():
+                stored = self._frames.get(key)
+                if stored is None:
+                    raise ValueError(f"{name} has a {key!r}; the transitions of this buffer have none")
+                if value.shape != stored.shape[1:] or value.dtype != stored.dtype:
                     raise ValueError(
-                        f"{name}[{key!r}] is {image.dtype} {image.shape}; this buffer holds {stored.dtype} "
+                        f"{name}[{key!r}] is {value.dtype} {value.shape}; this buffer holds {stored.dtype} "
                         f"{stored.shape[1:]}"
                     )
+            if not np.isfinite(frame.get("state", 0.0)).all():
+                raise ValueError(f"{name}['state'] is {frame['state']}; wanted finite numbers")
         for name, value in values.items():
             if value.shape != self._columns[name].shape[1:]:
                 raise ValueError(f"{name} is {value.shape}; this buffer holds {self._columns[name].shape[1:]}")
             if not np.isfinite(value).all():
                 raise ValueError(f"{name} is {value}; wanted finite numbers")
 
-    def _is_newest(self, obs: dict[str, np.ndarray]) -> bool:
-        """Whether the images of `obs` are those stored last (contents, since an environment may reuse its arrays)."""
+    def _is_newest(self, frame: dict[str, np.ndarray]) -> bool:
+        """Whether `frame` is the one stored last (contents, since an environment may reuse its arrays)."""
         newest = (self._frame_count - 1) % self.num_slots
-        return self._frame_count > 0 and all(np.array_equal(obs[k], self._frames[k][newest]) for k in self.image_keys)
+        return self._frame_count > 0 and all(np.array_equal(frame[k], v[newest]) for k, v in self._frames.items())
 
-    def _store(self, obs: dict[str, np.ndarray]) -> int:
-        for key in self.image_keys:
-            self._frames[key][self._frame_count % self.num_slots] = obs[key]
+    def _store(self, frame: dict[str, np.ndarray]) -> int:
+        for key, stored in self._frames.items():
+            stored[self._frame_count % self.num_slots] = frame[key]
         self._frame_count += 1
         return self._frame_count - 1
 
@@ -174,8 +182,6 @@ class ReplayBuffer:
         """The transitions of these numbers (B,), counted from the first one ever added."""
         c = {k: torch.from_numpy(v[numbers % self.capacity]) for k, v in self._columns.items()}
         obs, next_obs = (self._images(c[k].numpy(), draw_views) for k in ("frame", "next_frame"))
-        if c["state"].shape[-1]:
-            obs["state"], next_obs["state"] = c["state"], c["next_state"]
         return {
             "observations": obs, "next_observations": next_obs, "actions": c["action"], "rewards": c["reward"],
             "masks": c["mask"], "dones": c["done"], "grasp_penalty": c["grasp_penalty"],
@@ -185,7 +191,7 @@ class ReplayBuffer:
         """The stored rows of frame numbers (B,); of stored features one view per sample, the same for all cameras."""
         slots, view, images = frames % self.num_slots, None if draw_views else 0, {}
         for key, stored in self._frames.items():
-            if stored.dtype == np.uint8:
+            if stored.dtype != np.float16:  # frames, the state
                 images[key] = torch.from_numpy(np.take(stored, slots, axis=0))
                 continue
             views = stored.shape[1]
@@ -223,8 +229,7 @@ class ReplayBuffer:
             raise ValueError(f"a part of the saved buffer is missing: got transition {first}, wanted {self._count}")
         if columns and not self._columns:
             images = {k: np.empty(v.shape[1:], v.numpy().dtype) for k, v in frames.items()}
-            state = {"state": np.empty(columns["state"].shape[1:])} if columns["state"].shape[-1] else {}
-            self.allocate(images | state, columns["action"].shape[-1])
+            self.allocate(images, columns["action"].shape[-1])
         for own, saved in ((self._columns, columns), (self._frames, frames)):
             wanted = {k: a.shape[1:] for k, a in own.items()}
             got = {k: tuple(v.shape[1:]) for k, v in saved.items()}

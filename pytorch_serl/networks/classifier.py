@@ -77,7 +77,6 @@ class RewardClassifier(nn.Module):
         self.norm = nn.LayerNorm(HIDDEN_DIM, eps=LAYER_NORM_EPS)
         self.out = _lecun_dense(HIDDEN_DIM, 1)
         self.to(self.device)
-        self.backbone.to(memory_format=torch.channels_last)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimiser gets: everything but a frozen backbone."""

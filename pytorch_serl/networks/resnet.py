@@ -63,6 +63,7 @@ class ResNet10(nn.Module):
         self.blocks = nn.ModuleList(ResNetBlock(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(4))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.to(memory_format=torch.channels_last)  # as images come: no convolution has to reorder them
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, 128, 128), resized with antialias, ImageNet-normalised."""
@@ -75,7 +76,8 @@ class ResNet10(nn.Module):
         """Every intermediate map: conv_init, norm_init (before ReLU), then the four blocks; last is (B, 512, 4, 4)."""
         outputs = [self.conv_init(self.preprocess(images))]  # (B, 64, 64, 64)
         outputs.append(self.norm_init(outputs[-1]))
-        x = F.max_pool2d(_pad_same(F.relu(outputs[-1])), 3, 2)  # (B, 64, 32, 32); zeros pad: the input is >= 0
+        # "SAME" without its copy: the window is cut at the border, and ReLU, which keeps order, acts on the maxima
+        x = F.relu(F.max_pool2d(outputs[-1], 3, 2, ceil_mode=True))  # (B, 64, 32, 32)
         for block in self.blocks:
             x = block(x)
             outputs.append(x)
@@ -96,8 +98,8 @@ def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
         return F.dropout(x, rate)
     draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None)
     dropped = round(rate * 2**16)
-    drop = draws.view(torch.int16).view(x.shape) < dropped - 2**15
-    return (x * (2**16 / (2**16 - dropped))).masked_fill_(drop, 0.0)
+    kept = torch.ge(draws.view(torch.int16).view(x.shape), dropped - 2**15, out=torch.empty_like(x))  # 0.0 or 1.0
+    return x * kept.mul_(2**16 / (2**16 - dropped))
 
 
 class ImageHead(nn.Module):

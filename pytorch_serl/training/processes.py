@@ -28,6 +28,7 @@ from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.run import seed_all
 from pytorch_serl.utils.files import WriteError
+from pytorch_serl.utils.memory import keep_freed_memory
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
@@ -234,6 +235,7 @@ def _serve(calls, replies, acting, averages, work) -> None:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
+    keep_freed_memory()
     save_dir = Path(work["settings"]["save_dir"])
     try:
         save_dir.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pytorch_serl.utils.files import WriteError, atomic_write
+from pytorch_serl.utils.memory import keep_freed_memory
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
@@ -46,6 +47,7 @@ def run_script(main: Callable[[], None]) -> None:
 
     Ctrl-C where there is nothing to save ends it in one line and exit code 130, a full disk in one line and 2.
     """
+    keep_freed_memory()
     try:
         with user_errors((WriteError,)):
             main()
