@@ -32,7 +32,7 @@ from pytorch_serl.training.arguments import (
     eval_episodes,
 )
 from pytorch_serl.training.checkpoint import identity
-from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate, report_evaluation, training_seed
+from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.processes import LearnerError, RemoteLearner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
@@ -174,8 +174,8 @@ class HybridTraining:
         )  # fmt: skip
         self.alarms = build.make_alarms(demos, agent)
         self.started, self.minutes_before = time.monotonic(), 0.0
-        # best: the highest success rate; passed: evaluations in a row at --stop_at
-        self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "passed": 0, "minutes": 0.0}
+        # best: the highest success rate; solved: an evaluation at --stop_at held on other episodes
+        self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "solved": False, "minutes": 0.0}
 
     # ---------------------------------------------------------------- acting and learning
 
@@ -237,18 +237,17 @@ class HybridTraining:
 
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
-        policy, episodes = self.learner.averaged(), eval_episodes(self.args)
-        seed = training_seed(episodes, self.progress["passed"])
-        screen = self.args.stop_at - SCREEN_MARGIN
-        result = evaluate(policy, self.eval_env, episodes, seed=seed, screen=screen)
+        stop_at = self.args.stop_at
+        result, solved = evaluate_to_stop(
+            self.learner.averaged(), self.eval_env, eval_episodes(self.args), stop_at, stop_at - SCREEN_MARGIN
+        )
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
         with uninterrupted():
             log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})
-            if result.success_rate >= self.progress["best"]:
+            if solved or result.success_rate >= self.progress["best"]:
                 self.progress |= {"best": result.success_rate, "best_step": step}
                 self.learner.save_averaged(self.save_dir / BEST)
-            passed = self.progress["passed"] + 1 if result.success_rate >= self.args.stop_at else 0
-            self.progress |= {"passed": passed, "evaluated": step}
+            self.progress |= {"solved": solved, "evaluated": step}
             self.save(step)
         self.draw(log)
 
@@ -294,7 +293,7 @@ class HybridTraining:
                 due = step // self.args.eval_every > last // self.args.eval_every or step >= self.args.max_steps
                 if self.progress["evaluated"] < 0 or (due and step > last):
                     self.evaluate(step, log)
-                if step >= self.args.max_steps or self.progress["passed"] >= 2:
+                if step >= self.args.max_steps or self.progress["solved"]:
                     break
                 self.actor.start_episode()
                 done, info = False, {}

@@ -15,6 +15,7 @@ from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training import build
+from pytorch_serl.training import evaluate as training_evaluate
 from pytorch_serl.training.evaluate import EVAL_SEED, Evaluation, held_out_errors
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import (
@@ -106,19 +107,19 @@ def test_with_an_environment(tmp_path):
 
 
 def fake_environment(monkeypatch, rates):
-    """Evaluations of an environment that nobody steps, one after another; who passed once sees other episodes."""
+    """Evaluations of an environment that nobody steps, one after another; what reaches 0.95 sees other episodes."""
     results = iter(rates)
-    finals, passed = [], [0]
+    finals, again = [], [False]
 
-    def evaluate(agent, env, n, seed):
-        assert seed == EVAL_SEED + n * passed[0]
+    def evaluate(agent, env, n, seed, screen=0.0):
+        assert seed == EVAL_SEED + n * again[0]
         rate = next(results)
-        passed[0] = passed[0] + 1 if rate >= 0.95 else 0
+        again[0] = rate >= 0.95 and not again[0]
         return Evaluation(round(n * rate), n, [], [], {})
 
     monkeypatch.setattr(train_offline.build, "make_env", lambda name, mode: object())
     monkeypatch.setattr(train_offline.build, "check_env", lambda *a: None)
-    monkeypatch.setattr(train_offline, "evaluate", evaluate)
+    monkeypatch.setattr(training_evaluate, "evaluate", evaluate)
     monkeypatch.setattr(
         train_offline,
         "report_evaluation",
@@ -127,16 +128,23 @@ def fake_environment(monkeypatch, rates):
     return finals
 
 
-def test_best_is_chosen_by_success_and_the_run_stops_when_it_succeeds(demos, tmp_path, monkeypatch, capsys):
-    finals = fake_environment(monkeypatch, [0.5, 0.95, 0.2, 1.0, 0.95, 1.0])
-    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=9))
+def test_best_is_chosen_by_success(demos, tmp_path, monkeypatch):
+    finals = fake_environment(monkeypatch, [0.5, 0.9, 0.2])
+    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=3))
     progress = content(tmp_path)["progress"]
-    assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (5, 1.0, 4)
-    assert "stopped early: two evaluations in a row reached --stop_at" in capsys.readouterr().out
+    assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (3, 0.9, 2)
     ((episodes, seed, modules),) = finals
     assert episodes == 100 and seed > 10**9  # unseen
     assert equal(modules, load_checkpoint(tmp_path / "best.pt")["modules"])
-    assert not equal(modules["online"], content(tmp_path)["agent"]["modules"]["target"])  # update 4, not 5
+    assert not equal(modules["online"], content(tmp_path)["agent"]["modules"]["target"])  # update 2, not 3
+
+
+def test_stops_when_the_policy_succeeds_on_other_episodes_too(demos, tmp_path, monkeypatch, capsys):
+    fake_environment(monkeypatch, [0.95, 0.2, 1.0, 0.9, 0.95, 0.95, 1.0])
+    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=9))
+    progress = content(tmp_path)["progress"]
+    assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (3, 0.95, 3)
+    assert "stopped early: --stop_at was reached, and again on other episodes" in capsys.readouterr().out
 
 
 def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):

@@ -20,11 +20,6 @@ SCREEN_EPISODES = 20  # after so many, an evaluation that cannot matter any more
 FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 
-def training_seed(episodes: int, passed: int) -> int:
-    """Seed of an evaluation of so many episodes during training: who `passed` once has to pass on others, too."""
-    return EVAL_SEED + episodes * passed
-
-
 @dataclass
 class Evaluation:
     """What a run of unaided episodes showed."""
@@ -40,6 +35,15 @@ class Evaluation:
     @property
     def success_rate(self) -> float:
         return self.successes / self.episodes
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Both as one."""
+        commands = {k: n + other.gripper_commands[k] for k, n in self.gripper_commands.items()}
+        return Evaluation(
+            self.successes + other.successes, self.episodes + other.episodes,
+            self.steps_to_success + other.steps_to_success, self.returns + other.returns, commands,
+            self.helped + other.helped, self.frames + other.frames,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         low, high = wilson_interval(self.successes, self.episodes)
@@ -101,6 +105,20 @@ def evaluate(
         if episode + 1 == SCREEN_EPISODES and successes < screen * SCREEN_EPISODES:
             break
     return Evaluation(successes, episode + 1, steps_to_success, returns, commands if grippers else {}, helped, frames)
+
+
+def evaluate_to_stop(
+    agent: Any, env: gym.Env, episodes: int, stop_at: float, screen: float = 0.0
+) -> tuple[Evaluation, bool]:
+    """An evaluation during training; where its success rate reaches `stop_at`, as many other episodes have to as well.
+
+    Returns: what the one or two evaluations showed, and whether training may stop.
+    """
+    first = evaluate(agent, env, episodes, seed=EVAL_SEED, screen=screen)
+    if first.success_rate < stop_at:
+        return first, False
+    second = evaluate(agent, env, episodes, seed=EVAL_SEED + episodes)
+    return first + second, second.success_rate >= stop_at
 
 
 def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:
