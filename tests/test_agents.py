@@ -687,6 +687,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("trainable", [False, True])
 def test_float32_and_operations_that_mps_has(trainable, monkeypatch):
     monkeypatch.setattr(resnet_module, "fast_dropout", torch.nn.functional.dropout)  # what it is away from the CPU
+    monkeypatch.setattr(augment, "_copy_blocks", augment._gather)
     agent = make_agent(0, ["image"], arms=2, trainable_backbone=trainable)
     for name, module in (("online", agent.online), ("actor", agent.actor), ("temperature", agent.temperature)):
         agent.optimizers[name] = torch.optim.Adam(module.parameters(), lr=3e-4)
@@ -700,6 +701,20 @@ def test_float32_and_operations_that_mps_has(trainable, monkeypatch):
             agent.encode_frames({k: v[0] for k, v in batch["observations"].items()}, views=2)
     assert torch.float32 in watch.dtypes and torch.float64 not in watch.dtypes
     assert len(watch.operations) > 40 and watch.operations <= ON_MPS, watch.operations - ON_MPS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_update_never_waits_for_the_gpu(trainable):
+    agent = make_agent(0, ["image"], arms=1, trainable_backbone=trainable, device="cuda")
+    batch = make_batch(agent, 4, size=(128, 128))
+    agent.update(batch, clone_weight=1.0)  # Adam and cuDNN set themselves up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        agent.update(batch, critic_only=True)
+        agent.update(batch, clone_weight=1.0, advantage_weighted=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_float64_input_becomes_float32():

@@ -54,10 +54,9 @@ class PixelAgent:
                 raise ValueError(
                     f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
                 )
-            out[key] = image.to(self.device, non_blocking=True)
-            out[key] = out[key] if is_image else out[key].float()
+            out[key] = self._to_device(image) if is_image else self._to_device(image).float()
         if self.state_dim:
-            state = _tensor(obs["state"]).to(self.device, torch.float32)
+            state = self._to_device(_tensor(obs["state"]).float())
             if state.ndim != 2 or state.shape[-1] != self.state_dim:
                 raise ValueError(f"state is {tuple(state.shape)}; wanted (B, {self.state_dim})")
             out["state"] = state
@@ -70,6 +69,10 @@ class PixelAgent:
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(f"the batch has {sizes} entries by key; wanted the same number, at least one")
         return out
+
+    def _to_device(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` on the device; CUDA copies it while the program goes on, so that an update never waits for the GPU."""
+        return x.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
         """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""

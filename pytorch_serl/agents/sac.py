@@ -300,7 +300,7 @@ class SACAgent(PixelAgent):
         if missing:
             raise ValueError(f"the batch lacks {missing}; it has {sorted(batch)}")
         out: dict[str, Any] = {
-            k: torch.as_tensor(v, dtype=torch.float32).to(self.device) for k, v in batch.items() if k in BATCH_COLUMNS
+            k: self._to_device(torch.as_tensor(v, dtype=torch.float32)) for k, v in batch.items() if k in BATCH_COLUMNS
         }
         wrong = {k: tuple(v.shape) for k, v in out.items() if k != "actions" and v.shape != out["actions"].shape[:1]}
         if wrong:

@@ -76,8 +76,7 @@ class ResNet10(nn.Module):
         """Every intermediate map: conv_init, norm_init (before ReLU), then the four blocks; last is (B, 512, 4, 4)."""
         outputs = [self.conv_init(self.preprocess(images))]  # (B, 64, 64, 64)
         outputs.append(self.norm_init(outputs[-1]))
-        # "SAME" without its copy: the window is cut at the border, and ReLU, which keeps order, acts on the maxima
-        x = F.relu(F.max_pool2d(outputs[-1], 3, 2, ceil_mode=True))  # (B, 64, 32, 32)
+        x = F.relu(F.max_pool2d(_pad_same(outputs[-1]), 3, 2))  # (B, 64, 32, 32); ReLU keeps order, and costs less here
         for block in self.blocks:
             x = block(x)
             outputs.append(x)
