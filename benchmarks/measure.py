@@ -26,6 +26,7 @@ from pytorch_serl.agents.sac import SACHybridAgent
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.utils.device import pick_device
+from pytorch_serl.utils.memory import keep_freed_memory
 
 ACTIONS, INSERTS, SAMPLES, PRODUCTS = 300, 500, 50, 40  # repeats at most
 MATRIX_SIZE = {"cpu": 1024, "cuda": 4096, "mps": 2048}
@@ -185,6 +186,7 @@ def measure_buffer(storage: str, cameras: int, plan: dict[str, Any]) -> dict[str
 
 
 def main(plan: dict[str, Any]) -> None:
+    keep_freed_memory()  # as the scripts do
     device = pick_device(plan["device"])
     if plan["threads"]:
         torch.set_num_threads(plan["threads"])

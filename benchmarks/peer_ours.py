@@ -9,8 +9,11 @@ import work
 from timing import serve
 from torch.utils.flop_counter import FlopCounterMode
 
+from pytorch_serl.utils.memory import keep_freed_memory
+
 
 def main(plan):
+    keep_freed_memory()  # as the scripts do
     torch.set_num_threads(plan["threads"])
     backbone, cameras = plan["backbone"], plan["cameras"]
     agent = work.make_agent(backbone, cameras, torch.device("cpu"))

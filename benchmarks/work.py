@@ -34,12 +34,12 @@ def camera_names(cameras: int) -> list[str]:
     return [f"camera{i}" for i in range(cameras)]
 
 
-def make_agent(backbone: str, cameras: int, device: torch.device) -> SACHybridAgent:
+def make_agent(backbone: str, cameras: int, device: torch.device, ensemble_size: int = 2) -> SACHybridAgent:
     """The agent of one arm with a learned gripper; `backbone` is one of BACKBONES."""
     torch.manual_seed(0)
     return SACHybridAgent(
         camera_names(cameras), ARM_ACTIONS, GRIPPER_COMMANDS, state_dim=STATE_DIM, q_range=(0.0, 1.0),
-        trainable_backbone=backbone == "trainable", device=device,
+        ensemble_size=ensemble_size, trainable_backbone=backbone == "trainable", device=device,
     )  # fmt: skip
 
 
@@ -49,15 +49,15 @@ def backbones_of(agent: SACHybridAgent) -> list[ResNet10]:
     return [module for root in roots for module in root.modules() if isinstance(module, ResNet10)]
 
 
-def random_observations(cameras: int, features: bool = False) -> list[dict[str, np.ndarray]]:
-    """NUM_FRAMES observations: `state` and for each camera a frame, uint8 (H, W, 3), or with `features` what is
+def random_observations(cameras: int, features: bool = False, size: int = IMAGE_SIZE) -> list[dict[str, np.ndarray]]:
+    """NUM_FRAMES observations: `state` and for each camera a frame, uint8 (size, size, 3), or with `features` what is
     stored of one, float16 (1, 512, 16)."""
     rng = np.random.default_rng(0)
 
     def image() -> np.ndarray:
         if features:
             return rng.random((1, *FEATURE_SHAPE), np.float32).astype(np.float16)
-        return rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        return rng.integers(0, 256, (size, size, 3), np.uint8)
 
     return [
         {key: image() for key in camera_names(cameras)} | {"state": rng.normal(size=STATE_DIM).astype(np.float32)}

@@ -13,6 +13,7 @@ from tests.runs import ROOT, refused
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import growth  # noqa: E402
 import measure  # noqa: E402
 import peer  # noqa: E402
 import speed  # noqa: E402
@@ -110,8 +111,8 @@ def test_tables_and_json(tmp_path, capsys):
 def test_buffer():
     plan = {"transitions": 256, "seconds": 0.01}
     features, frames = (measure.measure_buffer(storage, 1, plan) for storage in ("features", "frames"))
-    assert features["computed_bytes_per_transition"] == pytest.approx(512 * 16 * 2 * 1.01 + 204, rel=0.01)
-    assert frames["computed_bytes_per_transition"] == pytest.approx(128 * 128 * 3 * 1.01 + 204, rel=0.01)
+    assert features["computed_bytes_per_transition"] == pytest.approx(512 * 16 * 2 * 1.01 + 133, rel=0.01)
+    assert frames["computed_bytes_per_transition"] == pytest.approx(128 * 128 * 3 * 1.01 + 133, rel=0.01)
     assert frames["sample_and_crop"]["n"] >= 3 and "sample_and_crop" not in features
 
 
@@ -132,6 +133,8 @@ def test_what_is_slow_on_a_cpu_is_left_out_unless_asked_for():
         (speed, ["--json", "nowhere/x.json"], "--json is nowhere/x.json; wanted a file in a directory that exists"),
         (speed, ["--device", "tpu"], "device 'tpu' is not usable here"),
         (speed, ["--backbones", "none"], "invalid choice: 'none'"),
+        (growth, [], "--output_dir"),
+        (growth, ["--output_dir", "new", "--axes", "all"], "invalid choice: 'all'"),
         (peer, [], "--lerobot_python"),
         (peer, ["--lerobot_python", "nowhere"], "--lerobot_python is nowhere; wanted a Python interpreter"),
         (peer, ["--lerobot_python", sys.executable, "--pairs", "1"], "--pairs is 1; wanted 3 or more"),
@@ -139,6 +142,19 @@ def test_what_is_slow_on_a_cpu_is_left_out_unless_asked_for():
 )
 def test_refused(script, command, message, capsys):
     refused(script, capsys, message, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis, values", [("fill", (256, 4096)), ("ensemble", (1, 10))])
+def test_growth(axis, values, tmp_path, monkeypatch):
+    label, _, timed = growth.AXES[axis]
+    monkeypatch.setattr(growth, "AXES", {axis: (label, values, timed)})
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    growth.main(["--output_dir", str(tmp_path), "--axes", axis, "--seconds", "0.2"])
+    first, last = json.loads((tmp_path / "growth.json").read_text())["points"]
+    assert (first["value"], last["value"]) == values and 0 < first["ms"]["p10"] <= first["ms"]["p90"]
+    assert "mb" not in first or 0 < first["mb"] < last["mb"]
+    assert (tmp_path / f"growth_{axis}.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
