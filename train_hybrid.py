@@ -174,7 +174,7 @@ class HybridTraining:
         )  # fmt: skip
         self.alarms = build.make_alarms(demos, agent)
         self.started, self.minutes_before = time.monotonic(), 0.0
-        # best: the highest success rate; solved: an evaluation at --stop_at held on other episodes
+        # best: the highest success rate; solved: an evaluation says stop
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "solved": False, "minutes": 0.0}
 
     # ---------------------------------------------------------------- acting and learning

@@ -121,7 +121,7 @@ class OfflineTraining:
         run = identity("train_offline.py", {name: getattr(args, name) for name in FIXED}, demos)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out}, run)
         self.alarms = build.make_alarms(demos, agent)
-        # best: the highest success rate, or the lowest held-out error; solved: one at --stop_at held on other episodes
+        # best: the highest success rate, or the lowest held-out error; solved: an evaluation says stop
         best = -1.0 if env else math.inf
         self.progress = {"best": best, "best_step": 0, "solved": False, "evaluated": 0, "minutes": 0.0}
 
@@ -129,7 +129,7 @@ class OfflineTraining:
         """Why the run may end before --max_steps, or None."""
         late = self.progress["evaluated"] - self.progress["best_step"]
         if self.env:
-            return "--stop_at was reached, and again on other episodes" if self.progress["solved"] else None
+            return "--stop_at was reached, over other episodes as well" if self.progress["solved"] else None
         if len(self.held_out) and self.args.algo != "sac" and late >= self.args.patience * self.args.eval_every:
             return f"no better held-out error since update {self.progress['best_step']:,} (--patience)"
         return None
@@ -137,7 +137,7 @@ class OfflineTraining:
     def stop_rule(self):
         """`stop_reason` in advance, in words."""
         if self.env:
-            return f"it stops sooner when an evaluation reaches {self.args.stop_at:.0%} (--stop_at), twice over"
+            return f"it stops sooner when an evaluation reaches {self.args.stop_at:.0%} (--stop_at)"
         if len(self.held_out) and self.args.algo != "sac":
             return (
                 f"it stops sooner when the held-out error has not fallen for {self.args.patience} evaluations "

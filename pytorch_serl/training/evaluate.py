@@ -110,15 +110,15 @@ def evaluate(
 def evaluate_to_stop(
     agent: Any, env: gym.Env, episodes: int, stop_at: float, screen: float = 0.0
 ) -> tuple[Evaluation, bool]:
-    """An evaluation during training; where its success rate reaches `stop_at`, as many other episodes have to as well.
+    """An evaluation during training; one that reaches `stop_at` goes on over as many other episodes.
 
-    Returns: what the one or two evaluations showed, and whether training may stop.
+    Returns: what it showed, and whether training may stop: the success rate over all of them reaches `stop_at`, too.
     """
     first = evaluate(agent, env, episodes, seed=EVAL_SEED, screen=screen)
     if first.success_rate < stop_at:
         return first, False
-    second = evaluate(agent, env, episodes, seed=EVAL_SEED + episodes)
-    return first + second, second.success_rate >= stop_at
+    both = first + evaluate(agent, env, episodes, seed=EVAL_SEED + episodes)
+    return both, both.success_rate >= stop_at
 
 
 def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:
