@@ -663,9 +663,9 @@ ON_MPS = set(
     full_like gather ge gt index le lerp_ lift_fresh log logical_and logical_and_ lt max max_pool2d_with_indices
     max_pool2d_with_indices_backward mean minimum mm mul mul_ native_group_norm native_group_norm_backward
     native_layer_norm native_layer_norm_backward ne neg new_empty_strided new_zeros ones_like permute pow randint
-    randn_like relu remainder round rsub scalar_tensor scatter scatter_add select slice softplus softplus_backward sqrt
-    squeeze stack std sub sum t tanh tanh_backward threshold_backward transpose unsqueeze view where where zero_ zeros
-    zeros_like""".split()
+    randn_like relu remainder round rsub scalar_tensor scatter scatter_add select slice softplus softplus_backward split
+    sqrt squeeze stack std sub sum t tanh tanh_backward threshold_backward transpose unsqueeze view where where zero_
+    zeros zeros_like""".split()
 )
 
 

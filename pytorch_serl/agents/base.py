@@ -13,6 +13,7 @@ from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
 Tensors = dict[str, torch.Tensor]
+JOINT_FRAMES = 16  # of each camera; up to here one pass for all cameras costs less than one for each
 
 
 def _tensor(x: Any) -> torch.Tensor:
@@ -81,9 +82,15 @@ class PixelAgent:
             offsets = crop_offsets(len(obs[images[0]]), self.device)
             obs = obs | {k: random_crop(obs[k], offsets) for k in images}
         if images and self.backbone is not None:
-            with torch.no_grad():
-                obs = obs | {k: self.backbone(obs[k]) for k in images}  # (B, 512, 16)
+            obs = obs | dict(zip(images, self._maps([obs[k] for k in images])))
         return obs
+
+    @torch.no_grad()
+    def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The frozen backbone's output (B, 512, 16) for each camera's frames; a few of one size go in one pass."""
+        if len(images[0]) <= JOINT_FRAMES and len({x.shape for x in images}) == 1:
+            return list(self.backbone(torch.cat(images)).chunk(len(images)))
+        return [self.backbone(x) for x in images]
 
     @torch.no_grad()
     def encode_frames(self, obs: dict[str, Any], views: int = 1) -> dict[str, np.ndarray]:
@@ -101,10 +108,7 @@ class PixelAgent:
         offsets = crop_offsets(views, self.device)
         offsets[0] = 4
         crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
-        if len({c.shape for c in crops}) == 1:  # all cameras in one pass
-            maps = self.backbone(torch.cat(crops)).half().cpu().numpy().reshape(-1, views, *FEATURE_SHAPE)
-        else:
-            maps = [self.backbone(c).half().cpu().numpy() for c in crops]
+        maps = [x.half().cpu().numpy() for x in self._maps(crops)]
         return dict(obs) | dict(zip(self.image_keys, maps))
 
     def _batched(self, obs: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
