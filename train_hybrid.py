@@ -207,7 +207,7 @@ class HybridTraining:
     def recover(self, step):
         """Learn from the episodes that a killed run recorded after its checkpoint, too; returns the step after them."""
         files = {number: path for number, path in episode_files(self.save_dir).items() if number >= self.actor.episode}
-        first = step
+        first, known = step, self.progress.pop("added_since", 0)  # known: the buffers have so many of them already
         for number, path in files.items():
             recorded, transitions = read_episode(path), []
             for i, record in enumerate(recorded):
@@ -215,7 +215,10 @@ class HybridTraining:
                 transitions.append(
                     record | {"observations": obs, "next_observations": self.to_storage(record["next_observations"])}
                 )
-                self.learner.add(transitions[-1], to_demos=record["corrected"])
+                if known:
+                    known -= 1
+                else:
+                    self.learner.add(transitions[-1], to_demos=record["corrected"])
             alone = not any(record["corrected"] for record in recorded)
             self.end_episode(transitions, bool(recorded) and alone and bool(recorded[-1].get("succeed")))
             self.actor.episode, step = number + 1, step + len(transitions)

@@ -497,6 +497,19 @@ def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monk
     assert list(episode_files(out)) == [0]
 
 
+def test_what_the_learner_of_a_killed_run_had_already_is_not_learned_twice(demos, tmp_path):
+    run = training(demos, tmp_path, env="TinyHuman-v0")
+    episode(run)
+    noted = run.state()
+    run.actor.start_episode()
+    run.act(0), run.act(1)
+    run.learner.save(LENGTH, noted | {"added_since": 2})  # as the learner does whose actor was killed
+    run.actor.act(2)  # recorded, and never sent
+    again = training(demos, tmp_path, env="TinyHuman-v0")
+    assert again.load() == LENGTH + 3 == len(again.learner.online)
+    assert "added_since" not in again.progress
+
+
 def test_an_episode_solved_alone_joins_the_demos_also_when_recovered(demos, tmp_path):
     torch.manual_seed(0)
     run = training(demos, tmp_path)

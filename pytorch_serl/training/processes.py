@@ -267,7 +267,8 @@ class _Service:
         content = torch.load(io.BytesIO(work["state"]), work["device"], weights_only=True)
         self.agent = build.restore_agent(content, work["device"], "the actor's agent")
         self.learner = Learner(self.agent, **work["settings"])
-        self.due, self.step, self.noted, self.asked = 0, 0, None, False  # due: cycles that the actor's steps allow
+        self.due, self.step, self.asked = 0, 0, False  # due: cycles that the actor's steps allow
+        self.noted, self.added_since = None, 0  # the state after an episode, and the transitions that came after it
         self.cycles, self.since, self.published = 0, time.monotonic(), 0.0
         self.reply("ready", True)
 
@@ -284,7 +285,8 @@ class _Service:
                 getattr(self, f"on_{name}")(*arguments)
         except (EOFError, BrokenPipeError):  # the actor was killed
             if self.noted:
-                self.learner.save(*self.noted)
+                step, progress = self.noted
+                self.learner.save(step, progress | {"added_since": self.added_since})
 
     def learn(self):
         info = self.learner.learn(self.step)
@@ -310,6 +312,7 @@ class _Service:
 
     def on_add(self, transition, to_demos):
         self.learner.add(transition, to_demos)
+        self.added_since += 1
 
     def on_imitate(self, transition):
         self.learner.imitate(transition)
@@ -318,7 +321,7 @@ class _Service:
         self.due, self.step, self.asked = self.due + 1, step, True
 
     def on_note(self, step, progress):
-        self.noted = step, progress
+        self.noted, self.added_since = (step, progress), 0
 
     def on_pretrain(self):
         info = self.learner.pretrain()
