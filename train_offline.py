@@ -74,9 +74,9 @@ def parse_args(argv=None):
     data.add_argument("--val_fraction", type=float, help="share of the episodes held out (at least one; none of fewer "
                       "than 5); default 0.1, with --env 0")  # fmt: skip
     learn = add_learning_arguments(parser, unit="update", batch_help="transitions")
-    learn.add_argument("--algo", choices=UPDATES, default="awac", help="awac: cloning weighted by the advantage, "
-                       "critics trained beside it (AWAC, arXiv 2006.09359); bc: cloning alone, critics stay random; "
-                       "sac: HIL-SERL's own losses, expected to fail from demos only")  # fmt: skip
+    learn.add_argument("--algo", choices=UPDATES, default="awac", help="awac: cloning with critics trained beside "
+                       "it, weighted by the advantage unless every demo succeeds (AWAC, arXiv 2006.09359); bc: cloning "
+                       "alone, critics stay random; sac: the original's, expected to fail from demos")  # fmt: skip
     learn.add_argument("--patience", type=int, default=10, help="without --env: stop after so many evaluations "
                        "without a held-out error at least 1 %% lower (awac and bc)")  # fmt: skip
     add_vision_arguments(parser, views=4)
@@ -115,6 +115,10 @@ class OfflineTraining:
 
     def __init__(self, args, agent, save_dir, demos, env):
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
+        self.update_options = UPDATES[args.algo]
+        if args.algo == "awac" and build.all_solved(demos):
+            print("every demo ends in success: none is weighted above another (their advantages would be noise)")
+            self.update_options = self.update_options | {"advantage_share": 0.0}
         capacity = 2 * len(demos.transitions)  # no transition is dropped, even where every frame is stored apart
         self.demo = ReplayBuffer(capacity, agent.image_keys, seed=args.seed)
         self.held_out = ReplayBuffer(capacity, agent.image_keys)
@@ -217,7 +221,7 @@ class OfflineTraining:
                     break
                 with uninterrupted():
                     batch = self.demo.sample(args.batch_size)
-                    info = self.agent.update(batch, **UPDATES[args.algo])
+                    info = self.agent.update(batch, **self.update_options)
                     step += 1
                 bar.update()
                 if step % LOG_EVERY == 0:

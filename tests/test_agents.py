@@ -444,6 +444,18 @@ def test_cloning_alone_shapes_the_encoder_where_advantages_weigh():
         assert differ == {"critic", "grasp_critic"} | ({"encoder"} if not weighted else set())
 
 
+def test_a_share_of_the_advantage_weighs_the_clone():
+    batch = make_batch(make_agent(arms=1)) | {"is_demo": np.ones(4, np.float32)}
+    losses = []
+    for options in ({}, {"advantage_share": 0.0}, {"advantage_share": 0.25}, {"advantage_share": 0.5}):
+        agent = make_agent(arms=1)
+        torch.manual_seed(1)
+        info = agent.update(batch, sac_weight=0.0, clone_weight=1.0, advantage_weighted=bool(options), **options)
+        losses.append(info["clone_loss"].item())
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[2] - losses[0] == pytest.approx((losses[3] - losses[0]) / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("arms", [0, 1])
 def test_frozen_backbone_never_moves_and_is_stored_once(arms):
     agent = make_agent(cameras=["a", "b"], arms=arms)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -145,6 +146,22 @@ def test_stops_when_the_policy_succeeds_on_other_episodes_too(demos, tmp_path, m
     progress = content(tmp_path)["progress"]
     assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (3, 0.95, 3)
     assert "stopped early: --stop_at was reached, over other episodes as well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_advantages_weigh_only_where_a_demo_fails(failing, demos, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        SACAgent, "update", lambda self, batch, **options: asked.append(options) or {"q": torch.ones(())}
+    )
+    transitions = pickle.loads(demos.read_bytes())
+    if failing:
+        transitions[-1] |= {"rewards": 0.0, "masks": 1.0}
+    path = tmp_path / "demos.pkl"
+    path.write_bytes(pickle.dumps(transitions))
+    train_offline.main(words(path, tmp_path / "run", max_steps=1, val_fraction=0))
+    assert asked[0]["advantage_weighted"] and (asked[0].get("advantage_share") == 0.0) == (not failing)
+    assert ("every demo ends in success" in capsys.readouterr().out) == (not failing)
 
 
 def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):

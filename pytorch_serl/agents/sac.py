@@ -31,7 +31,7 @@ from pytorch_serl.utils.device import DEVICE
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
-MAX_ADVANTAGE_WEIGHT, ADVANTAGE_SHARE = 5.0, 0.5  # of exp(advantage), and of it in the weight; the rest is 1
+MAX_ADVANTAGE_WEIGHT = 5.0  # of exp(advantage)
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
 
 
@@ -150,6 +150,7 @@ class SACAgent(PixelAgent):
         sac_weight: float = 1.0,
         clone_weight: float = 0.0,
         advantage_weighted: bool = False,
+        advantage_share: float = 0.5,
         augment: bool = True,
         noise: Tensors | None = None,
     ) -> Tensors:
@@ -164,6 +165,8 @@ class SACAgent(PixelAgent):
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
             advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359). The critics then read
                 the encoding detached: from few demos their gradients fit noise, and the clone would suffer for it.
+            advantage_share: of the advantage in that weight, the rest is 1. 0 where all demos are equally good: there
+                advantages are noise, and weighted by them fewer demos count.
             augment: random crops on uint8 images (stored features carry theirs already).
             noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
         Returns: detached scalars on the device, by metric name.
@@ -183,7 +186,7 @@ class SACAgent(PixelAgent):
                 losses["temperature"], temperature_info = self._temperature_loss(enc["next_actor"], noise["temp_next"])
                 info |= actor_info | temperature_info
             if clone_weight:
-                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], advantage_weighted)
+                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], advantage_share * advantage_weighted)
                 losses["clone"] = clone_weight * clone_loss
                 info |= clone_info
 
@@ -243,30 +246,26 @@ class SACAgent(PixelAgent):
         temperature = self.temperature()
         return temperature * (entropy - self.target_entropy), {"entropy": entropy, "temperature": temperature.detach()}
 
-    def _clone_loss(
-        self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
-    ) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(self, batch: dict, encoding: torch.Tensor, advantage_share: float) -> tuple[torch.Tensor, Tensors]:
         """w KL(pi(.|s) || N(atanh a, CLONE_STD)) before the tanh, over the demo transitions, in units of (atanh a)^2.
 
         Reverse KL, because the likelihood's optimal standard deviation is large while the mean is still wrong, and
-        beyond 5 the policy's clip leaves it no gradient to come back. w = 1, or `_advantage_weight` (AWAC eq. 13).
+        beyond 5 the policy's clip leaves it no gradient to come back. w is 1, or a share of it is `_advantage_weight`
+        (AWAC eq. 13).
         """
         mean, std = self.actor(encoding)  # (B, A)
         target = torch.atanh(batch["arm_actions"].clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION))
         divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - CLONE_STD**2 * std.log()).mean(-1)  # (B,)
         weight = batch["is_demo"]
-        if advantage_weighted:
-            weight = weight * self._advantage_weight(batch, encoding.detach())
+        if advantage_share:
+            weight = weight * (1 - advantage_share + advantage_share * self._advantage_weight(batch, encoding.detach()))
         num_demos = batch["is_demo"].sum().clamp(min=1.0)
         error = (mean.detach().tanh() - batch["arm_actions"]).abs().mean(-1)
         return (weight * divergence).sum() / num_demos, {"clone_error": (batch["is_demo"] * error).sum() / num_demos}
 
     @torch.no_grad()
     def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
-        """Half 1, half exp(advantage / spread of Q over the batch), capped, mean 1.
-
-        Where all demos are equally good the advantages are noise: weighted by them alone, fewer demos count.
-        """
+        """exp(advantage / spread of Q over the batch), capped, mean 1: (B,)."""
         if len(encoding) < 2:
             raise ValueError("advantage_weighted needs a batch of two or more: the spread of Q over it is the unit")
         mean, std = self.actor(encoding)
@@ -274,7 +273,7 @@ class SACAgent(PixelAgent):
         q = self.critic(encoding, batch["arm_actions"])  # (E, B)
         advantage = (q - self.critic(encoding, policy_action)).amin(0)  # (E, B) -> (B,)
         weight = (advantage / (q.mean(0).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
-        return 1.0 - ADVANTAGE_SHARE + ADVANTAGE_SHARE * weight / weight.mean()
+        return weight / weight.mean()
 
     # ---------------------------------------------------------------- from batch to encodings
 
@@ -417,11 +416,9 @@ class SACHybridAgent(SACAgent):
         assert q.shape == target_q.shape
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
 
-    def _clone_loss(
-        self, batch: dict, encoding: torch.Tensor, advantage_weighted: bool
-    ) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(self, batch: dict, encoding: torch.Tensor, advantage_share: float) -> tuple[torch.Tensor, Tensors]:
         """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
-        loss, info = super()._clone_loss(batch, encoding, advantage_weighted)
+        loss, info = super()._clone_loss(batch, encoding, advantage_share)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
