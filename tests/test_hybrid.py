@@ -553,7 +553,7 @@ def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypa
 
     def interrupted(run, step):
         if step == LENGTH + 2:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return act(run, step)
 
     monkeypatch.setattr(train_hybrid.HybridTraining, "act", interrupted)
@@ -624,7 +624,7 @@ def test_a_diverged_agent_is_not_saved_over_a_good_one(demos, tmp_path, monkeypa
 def test_interrupted_while_encoding_starts_anew(demos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(build, "to_storage", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(build, "to_storage", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train_hybrid.main(words(demos, out))
     train_hybrid.main(words(demos, out))
@@ -640,7 +640,7 @@ def test_interrupted_pretraining_goes_on(demos, tmp_path, monkeypatch, capsys):
         nonlocal count
         count += 1
         if count == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         step(agent, losses)
 
     monkeypatch.setattr(SACAgent, "_step", interrupted)

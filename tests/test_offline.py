@@ -224,7 +224,7 @@ def test_interrupt_saves_the_last_whole_update(number, demos, tmp_path, monkeypa
         nonlocal count
         count += 1
         if count == 2:
-            os.kill(os.getpid(), number)  # in the middle of the second update, which is finished first
+            signal.raise_signal(number)  # in the middle of the second update, which is finished first
         update(agent, losses)
 
     monkeypatch.setattr(SACAgent, "_step", interrupted_step)
@@ -240,7 +240,7 @@ def test_an_interrupted_evaluation_is_done_again(demos, tmp_path, monkeypatch, c
     once, twice = tmp_path / "once", tmp_path / "twice"
     train_offline.main(words(demos, once, eval_every=2))
     with monkeypatch.context() as patch:
-        patch.setattr(train_offline, "held_out_errors", lambda *a: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(train_offline, "held_out_errors", lambda *a: signal.raise_signal(signal.SIGINT))
         assert "update 2 is saved" in interrupt(capsys, words(demos, twice, eval_every=2))
     train_offline.main(words(demos, twice, eval_every=2, resume=True))
     assert_same_run(once, twice)
