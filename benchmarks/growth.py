@@ -97,11 +97,12 @@ def draw(path, axis, points):
     low, median, high = ([point["ms"][k] for point in points] for k in ("p10", "median", "p90"))
     left.plot(values, median, marker=".")
     left.fill_between(values, low, high, alpha=0.3)
-    left.set(ylabel=f"{timed}, ms", xlabel=label, ylim=(0, None))
+    left.set_ylabel(f"{timed}, ms")
     if all("mb" in point for point in points):
         right.plot(values, [point["mb"] for point in points], marker=".")
-    right.set(ylabel="memory, MB", xlabel=label, ylim=(0, None))
+    right.set_ylabel("memory, MB")
     for axes in (left, right):
+        axes.set(xlabel=label, ylim=(0, 1.05 * axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
