@@ -58,7 +58,7 @@ from pytorch_serl.training.run import (
 
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
-    "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 1.0},
+    "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 20.0},  # the same weight: the same clone
     "sac": {},
 }
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up

@@ -164,6 +164,17 @@ def test_advantages_weigh_only_where_a_demo_fails(failing, demos, tmp_path, monk
     assert ("every demo ends in success" in capsys.readouterr().out) == (not failing)
 
 
+def test_the_default_clones_as_cloning_does_where_every_demo_succeeds(demos, tmp_path):
+    """Without a learned gripper, whose Q the critics' losses train, the policy is the same to the bit."""
+    parts = []
+    for algo in ("awac", "bc"):
+        train_offline.main(words(demos, tmp_path / algo, algo=algo, max_steps=5))
+        agent = content(tmp_path / algo)["agent"]["modules"]
+        encoder = {k: v for k, v in agent["online"].items() if k.startswith("encoder.")}
+        parts.append((agent["actor"] | encoder, agent["online"]["critic.head.weight"]))
+    assert len(parts[0][0]) > 10 and equal(parts[0][0], parts[1][0]) and not torch.equal(parts[0][1], parts[1][1])
+
+
 def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):
     train_offline.main(words(demos, tmp_path, lr=1e-9, eval_every=2, patience=3, max_steps=50, algo="bc"))
     assert content(tmp_path)["step"] == 8 and content(tmp_path)["progress"]["best_step"] == 2
