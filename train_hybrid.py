@@ -13,6 +13,8 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 import argparse
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,10 +25,12 @@ from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.arguments import (
+    add_cluster_arguments,
     add_data_arguments,
     add_learning_arguments,
     add_run_arguments,
     add_vision_arguments,
+    check_cluster,
     check_shared,
     choose_for_device,
     eval_episodes,
@@ -107,6 +111,7 @@ def parse_args(argv=None):
     control.add_argument("--learner", choices=("inline", "process"), help="learn between two steps, the same from the "
                          "same seed, or in a process of its own, so that no update delays an action; default: inline "
                          "with the built-in task or panda and no --control_hz, else process")  # fmt: skip
+    add_cluster_arguments(parser)
     run = add_run_arguments(parser, eval_every=500, unit="environment step")
     run.add_argument("--eval_ckpt", help="evaluate this agent and do nothing else; writes evaluation.json and "
                      "evaluation.gif if --save_dir is given")  # fmt: skip
@@ -115,18 +120,19 @@ def parse_args(argv=None):
 
 def resolve(args, parser):
     """Fill in the defaults that depend on other settings and refuse what cannot work."""
+    args.gpu_learner = args.device in ("auto", "cuda")  # with --ray_address: one on another machine will do
     choose_for_device(args, max_steps=(100_000, 30_000), batch_size=(256, 64))
     check_shared(args, parser)
-    at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames")
+    at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames", "actors")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
     at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
     parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
-    simulated = build.env_id(args.env) in build.ENV_NAMES.values()
+    simulated = build.is_simulated(args.env)
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.learner is None:
-        args.learner = "inline" if simulated and not args.control_hz else "process"
+        args.learner = "inline" if simulated and not (args.control_hz or args.ray_address) else "process"
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.human is None:
@@ -152,6 +158,7 @@ def resolve(args, parser):
         parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
     if args.eval_ckpt and (args.resume or args.init_ckpt):
         parser.error("--eval_ckpt evaluates, --resume and --init_ckpt train; give one of them")
+    check_cluster(args, parser)
     return args
 
 
@@ -160,18 +167,33 @@ class HybridTraining:
 
     def __init__(self, args, agent, demos, save_dir, env):
         self.args, self.agent, self.save_dir = args, agent, save_dir
-        self.eval_env = env  # a robot is there only once: evaluation takes place between training episodes
-        self.actor = Actor(agent, build.add_human(env, args.human, args.seed), seed=args.seed,
-                           random_steps=args.random_steps, sparse=agent.config["q_range"] is not None,
-                           writer=EpisodeWriter(save_dir, [*agent.image_keys, "state"]),
-                           control_hz=args.control_hz)  # fmt: skip
-        self.learner = (Learner if args.learner == "inline" else RemoteLearner)(
-            agent, save_dir=save_dir, seed=args.seed, views=args.views, capacity=args.buffer_capacity,
+        self.eval_env, self.run_episodes = env, None  # here, in this process
+        acting = {
+            "seed": args.seed, "random_steps": args.random_steps, "control_hz": args.control_hz,
+            "sparse": agent.config["q_range"] is not None,
+        }  # fmt: skip
+        learning = dict(
+            save_dir=save_dir, seed=args.seed, views=args.views, capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
             identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
             schedule=Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps,
                               args.clone_weight, args.clone_steps),
         )  # fmt: skip
+        if args.ray_address:
+            from pytorch_serl.training.ray_cluster import RayLearner
+            from pytorch_serl.training.ray_robots import Robots
+
+            there = argparse.Namespace(**vars(args) | {"device": "cpu"})
+            self.learner = RayLearner(agent, args.gpu_learner, **learning)
+            self.actor = Robots(agent, args.actors, self.learner, save_dir=save_dir, resume=args.resume,
+                                make_env=partial(make_env, there, replace(demos, transitions=[])), human=args.human,
+                                settings=acting)  # fmt: skip
+            if env is None:
+                self.run_episodes = self.actor.evaluate
+        else:
+            writer = EpisodeWriter(save_dir, [*agent.image_keys, "state"])
+            self.actor = Actor(agent, build.add_human(env, args.human, args.seed), writer=writer, **acting)
+            self.learner = (Learner if args.learner == "inline" else RemoteLearner)(agent, **learning)
         self.alarms = build.make_alarms(demos, agent)
         self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; solved: an evaluation says stop
@@ -209,16 +231,11 @@ class HybridTraining:
         files = {number: path for number, path in episode_files(self.save_dir).items() if number >= self.actor.episode}
         first, known = step, self.progress.pop("added_since", 0)  # known: the buffers have so many of them already
         for number, path in files.items():
-            recorded, transitions = read_episode(path), []
-            for i, record in enumerate(recorded):
-                obs = transitions[-1]["next_observations"] if i else self.to_storage(record["observations"])
-                transitions.append(
-                    record | {"observations": obs, "next_observations": self.to_storage(record["next_observations"])}
-                )
-                if known:
-                    known -= 1
-                else:
-                    self.learner.add(transitions[-1], to_demos=record["corrected"])
+            recorded = read_episode(path)
+            transitions = build.stored_transitions(self.agent, recorded)
+            for transition in transitions[known:]:
+                self.learner.add(transition, to_demos=transition["corrected"])
+            known = max(0, known - len(transitions))
             alone = not any(record["corrected"] for record in recorded)
             self.end_episode(transitions, bool(recorded) and alone and bool(recorded[-1].get("succeed")))
             self.actor.episode, step = number + 1, step + len(transitions)
@@ -226,23 +243,20 @@ class HybridTraining:
             print(f"{len(files)} episodes ({step - first} steps) were recorded after the checkpoint and are taken over")
         return step
 
-    def to_storage(self, obs):
-        return build.to_storage(self.agent, obs, views=1)
-
     # ---------------------------------------------------------------- watching
 
     def log(self, step, log, info, bar):
         figures = {k: float(v) for k, v in info.items()} | self.actor.figures() | self.actor.pace.figures()
         log.log(step, figures | self.alarms.check(step, figures))
         shown = {k: f"{figures[k]:.2f}" for k in ON_THE_BAR if k in figures}
-        action_ms = "/".join(f"{figures[f'action_ms_p{percent}']:.0f}" for percent in (50, 95, 99))
+        action_ms = "/".join(f"{figures.get(f'action_ms_p{percent}', 0):.0f}" for percent in (50, 95, 99))
         bar.set_postfix(shown | {"action_ms": action_ms})
 
     def evaluate(self, step, log):
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
-        stop_at = self.args.stop_at
+        policy, stop_at = self.learner.averaged(), self.args.stop_at
         result, solved = evaluate_to_stop(
-            self.learner.averaged(), self.eval_env, eval_episodes(self.args), stop_at, stop_at - SCREEN_MARGIN
+            policy, self.eval_env, eval_episodes(self.args), stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
         with uninterrupted():
@@ -256,6 +270,15 @@ class HybridTraining:
 
     def save(self, step):
         return self.learner.save(step, self.state())
+
+    def stop(self, step, reason):
+        """Save amid the training and say where; what has come of an episode is stored first."""
+        with uninterrupted():
+            while self.actor.has_more:
+                self.act(step)
+                step += 1
+            path = self.save(step)
+        print(f"\n{reason}: environment step {step:,} is saved in {path}; continue with --resume")
 
     def state(self):
         self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
@@ -311,21 +334,18 @@ class HybridTraining:
                 if info and self.actor.episode % LOG_EVERY == 0:
                     self.log(step, log, info, bar)
         except KeyboardInterrupt:
-            with uninterrupted():
-                path = self.save(step)
-            print(f"\ninterrupted: environment step {step:,} is saved in {path}; continue with --resume")
+            self.stop(step, "interrupted")
             raise SystemExit(130) from None
         except (FloatingPointError, WriteError, LearnerError):  # no other checkpoint can be had: the last one is whole
             raise
         except Exception:  # a robot's or a camera's, say: what was learned and corrected until then is not lost
-            with uninterrupted():
-                path = self.save(step)
-            print(f"\nstopped by an error: environment step {step:,} is saved in {path}; continue with --resume")
+            self.stop(step, "stopped by an error")
             raise
         finally:
             if bar is not None:
                 bar.close()
             log.close()
+            self.actor.close()
             self.learner.close()
         return step
 
@@ -366,7 +386,13 @@ def main(argv=None):
         # data, environment
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
-        env = make_env(args, demos)
+        if args.ray_address:
+            from pytorch_serl.training import ray_cluster
+
+            ray_cluster.connect(args.ray_address)
+            save_dir = save_dir.absolute()  # the other processes have other working directories
+        # a robot is there only once: it is evaluated where it acts, between two training episodes
+        env = make_env(args, demos) if not args.ray_address or build.is_simulated(args.env) else None
 
         # networks and optimisers
         start = args.eval_ckpt or args.init_ckpt or (save_dir / LAST if args.resume else None)
@@ -405,7 +431,7 @@ def main(argv=None):
     print(f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
           f"(step {training.progress['best_step']:,})")  # fmt: skip
     agent.load(save_dir / BEST)
-    report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
+    report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes)
 
 
 if __name__ == "__main__":

@@ -488,7 +488,7 @@ def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monk
     assert len(run.learner.demo) == 24 + 3 * len(HUMAN_STEPS)
     for batch, recorded in zip(run.learner.online.in_order(1), [t for episode in files for t in episode]):
         for key in ("observations", "next_observations"):
-            wanted = run.to_storage(recorded[key])["image"][0]
+            wanted = build.to_storage(run.agent, recorded[key], views=1)["image"][0]
             assert np.array_equal(batch[key]["image"][0], wanted)
     train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, resume=True, **changes))
     assert content(out)["step"] >= 4 * LENGTH and list(episode_files(out)) == [0, 1, 2, 3, 4]
@@ -777,3 +777,11 @@ def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):
     ):
         refused(train_hybrid, capsys, message, words(demos, out, resume=True, **changes))
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_a_cluster_without_ray_is_refused_with_the_command(demos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pytorch_serl.training.ray_cluster", raising=False)
+    monkeypatch.delattr("pytorch_serl.training.ray_cluster", raising=False)
+    line = words(demos, tmp_path, learner=None, ray_address="auto")
+    refused(train_hybrid, capsys, "needs Ray: python -m pip install -r requirements-ray.txt", line)

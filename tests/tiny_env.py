@@ -1,7 +1,14 @@
 """An environment of noise for tests of train_hybrid.py: `--env tests.tiny_env:Tiny-v0`."""
 
+import hashlib
+import os
+import time
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
+
+from pytorch_serl.training.evaluate import EVAL_SEED
 
 LENGTH = 6  # steps of an episode
 HUMAN_STEPS = (2, 3)
@@ -45,9 +52,31 @@ class TinyEnv(gym.Env):
         return {"image": image, "state": self.np_random.normal(size=3).astype(np.float32)}
 
 
+class TinyWatched(TinyEnv):
+    """Keeps 100 Hz; the folder TINY_WATCHED gets what tells each finished training episode from any other."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.np_random = np.random.default_rng()
+        self.watched = seed < EVAL_SEED
+        return self._observe(), {}
+
+    def step(self, action):
+        time.sleep(0.01)
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.watched and (terminated or truncated):
+            (Path(os.environ["TINY_WATCHED"]) / fingerprint(obs)).touch()
+        return obs, reward, terminated, truncated, info
+
+
+def fingerprint(obs):
+    return hashlib.sha256(obs["image"].tobytes()).hexdigest()
+
+
 gym.register("Tiny-v0", TinyEnv)
 gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
 gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
 gym.register("TinyGenerous-v0", TinyEnv, kwargs={"reward": 5.0})
 gym.register("TinyWide-v0", TinyEnv, kwargs={"high": 2.0})
 gym.register("TinyBroken-v0", TinyEnv, kwargs={"arms": 3})
+gym.register("TinyWatched-v0", TinyWatched, kwargs={"human": True})

@@ -33,6 +33,8 @@ class Actor:
         control_hz: steps per second to keep; None leaves that to the environment.
     """
 
+    has_more = False  # of an episode: its next step is still to be done
+
     def __init__(
         self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool, writer: EpisodeWriter,
         control_hz: float | None = None,
@@ -117,20 +119,28 @@ class Actor:
         return action
 
     def figures(self) -> dict[str, float]:
-        """Over the last training episodes: success with and without help, the helped shares of steps and episodes,
-        whether all corrections of one of them were the same action, once there are RECENT episodes the policy's own
-        gripper commands (of two grippers the least), and the share of the classifier's successes that environment or
-        human denied."""
-        if not self.recent:
-            return {}
-        solved, helped, length, closings, openings, idle, right = np.array(self.recent).T
-        watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
-        if (known := right[right != UNKNOWN]).size:
-            watched["false_successes"] = 1 - known.mean()
-        return watched | {
-            "idle_corrections": idle.max(),
-            "train_success": solved.mean(),
-            "train_success_unaided": (solved * (helped == 0)).mean(),
-            "helped_steps": helped.sum() / length.sum(),
-            "helped_episodes": (helped > 0).mean(),
-        }
+        """See `recent_figures`."""
+        return recent_figures(self.recent)
+
+    def close(self) -> None:
+        """No more training episodes; here nobody has to be told."""
+
+
+def recent_figures(recent: list[list[float]]) -> dict[str, float]:
+    """Over the last training episodes, as `Actor.recent` has them: success with and without help, the helped shares of
+    steps and episodes, whether all corrections of one of them were the same action, once there are RECENT episodes the
+    policy's own gripper commands (of two grippers the least), and the share of the classifier's successes that
+    environment or human denied."""
+    if not recent:
+        return {}
+    solved, helped, length, closings, openings, idle, right = np.array(recent).T
+    watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
+    if (known := right[right != UNKNOWN]).size:
+        watched["false_successes"] = 1 - known.mean()
+    return watched | {
+        "idle_corrections": idle.max(),
+        "train_success": solved.mean(),
+        "train_success_unaided": (solved * (helped == 0)).mean(),
+        "helped_steps": helped.sum() / length.sum(),
+        "helped_episodes": (helped > 0).mean(),
+    }

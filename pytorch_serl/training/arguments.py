@@ -60,6 +60,15 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     return run
 
 
+def add_cluster_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Robots and learner on a Ray cluster; see `check_cluster`."""
+    cluster = parser.add_argument_group("several robots (docs/cluster.md)")
+    cluster.add_argument("--ray_address", help="act on the robots of a Ray cluster and learn in it: auto (the one that "
+                         "this machine is part of) or host:port")  # fmt: skip
+    cluster.add_argument("--actors", type=int, default=1, help="robots, with --ray_address")
+    return cluster
+
+
 def choose_for_device(args: argparse.Namespace, **choices: tuple[int, int]) -> None:
     """Resolve --device, and the options of `choices` that were not given: name -> (value, value on a CPU)."""
     with user_errors():
@@ -90,3 +99,20 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
         "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
         "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
     })  # fmt: skip
+
+
+def check_cluster(args: argparse.Namespace, parser: Parser) -> None:
+    """Refuse what a cluster cannot have, and what wants one."""
+    if not args.ray_address:
+        if args.actors > 1:
+            parser.error("--actors says how many robots of a Ray cluster act; add --ray_address (docs/cluster.md)")
+        return
+    if args.ray_address == "local" or args.ray_address.startswith("ray://"):
+        parser.error("--ray_address takes auto or host:port; run the command on a machine of the cluster")
+    if args.human in ("keyboard", "gamepad"):
+        parser.error(f"--human {args.human} sits at this terminal, the robots may be elsewhere; let the environment "
+                     "report corrections (--human env)")  # fmt: skip
+    if args.learner == "inline":
+        parser.error("--learner inline learns between two steps of a robot; leave it out with --ray_address")
+    if args.eval_ckpt:
+        parser.error("--eval_ckpt evaluates on this machine alone; leave --ray_address out")

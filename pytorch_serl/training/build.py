@@ -123,6 +123,16 @@ def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
     return {k: v[0] if k in agent.image_keys and agent.backbone is not None else v for k, v in stored.items()}
 
 
+def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The transitions of an episode file (`read_episode`) as a buffer takes them; each frame is encoded once."""
+    transitions = []
+    for i, record in enumerate(recorded):
+        obs = transitions[-1]["next_observations"] if i else to_storage(agent, record["observations"], views=1)
+        next_obs = to_storage(agent, record["next_observations"], views=1)
+        transitions.append(record | {"observations": obs, "next_observations": next_obs})
+    return transitions
+
+
 def repeat_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[str, Any]:
     """An observation stored with one view, as a buffer of `views` views takes it: the same view so many times."""
     if agent.backbone is None:
@@ -145,6 +155,11 @@ def add_demos(buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, p
 def env_id(name: str) -> str:
     """The Gymnasium id that `--env` means: a short name's, or the name itself."""
     return ENV_NAMES.get(name, name)
+
+
+def is_simulated(name: str) -> bool:
+    """Whether `--env` means one of this project's own environments, which can be made anywhere, as often as wanted."""
+    return env_id(name) in ENV_NAMES.values()
 
 
 def make_env(name: str, setup_mode: str) -> gym.Env:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,19 @@ def evaluate(
 
 
 def evaluate_to_stop(
-    agent: Any, env: gym.Env, episodes: int, stop_at: float, screen: float = 0.0
-) -> tuple[Evaluation, bool]:
+    agent: Any, env: gym.Env | None, episodes: int, stop_at: float, screen: float = 0.0,
+    run: Callable[..., Evaluation] | None = None,
+) -> tuple[Evaluation, bool]:  # fmt: skip
     """An evaluation during training; one that reaches `stop_at` goes on over as many other episodes.
 
+    `run`, if given, does what `evaluate` does, elsewhere.
     Returns: what it showed, and whether training may stop: the success rate over all of them reaches `stop_at`, too.
     """
-    first = evaluate(agent, env, episodes, seed=EVAL_SEED, screen=screen)
+    run = run or evaluate
+    first = run(agent, env, episodes, seed=EVAL_SEED, screen=screen)
     if first.success_rate < stop_at:
         return first, False
-    both = first + evaluate(agent, env, episodes, seed=EVAL_SEED + episodes)
+    both = first + run(agent, env, episodes, seed=EVAL_SEED + episodes)
     return both, both.success_rate >= stop_at
 
 
@@ -175,12 +179,16 @@ def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int = 2) -> 
 
 
 def report_evaluation(
-    agent: Any, env: gym.Env, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED
-) -> dict[str, Evaluation]:
-    """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif."""
-    results = {}
+    agent: Any, env: gym.Env | None, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED,
+    run: Callable[..., Evaluation] | None = None,
+) -> dict[str, Evaluation]:  # fmt: skip
+    """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif.
+
+    `run`, if given, does what `evaluate` does, elsewhere.
+    """
+    results, run = {}, run or evaluate
     for name, argmax in (("deterministic", True), ("sampled", False)):
-        results[name] = evaluate(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
+        results[name] = run(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
         print(f"{name:>13}: {results[name]}", flush=True)
     if save_dir is not None:
         figures = {

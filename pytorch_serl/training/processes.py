@@ -56,25 +56,35 @@ class SharedParameters:
         self.slots = torch.empty(2, count).share_memory_()
         self.version = context.Value("q", 0, lock=False)
 
-    def write(self, modules: Iterable[nn.Module]) -> None:
-        """Publish the modules' parameters as the next version."""
+    def write(self, modules: Iterable[nn.Module]) -> int:
+        """Publish the modules' parameters as the next version, which it returns."""
         version = self.version.value + 1
-        parts = [parameter.detach().reshape(-1) for parameter in _parameters(modules)]
-        self.slots[version % 2].copy_(torch.cat(parts))
+        self.slots[version % 2].copy_(pack(modules))
         self.version.value = version
+        return version
 
-    @torch.no_grad()
     def read(self, modules: Iterable[nn.Module], known: int) -> int:
         """Take over the newest version if it is newer than `known`; returns the version that the modules have now."""
         while (version := self.version.value) != known:
             values = self.slots[version % 2].clone()
             if self.version.value == version:  # else this slot may have been overwritten meanwhile
-                start = 0
-                for parameter in _parameters(modules):
-                    parameter.copy_(values[start : start + parameter.numel()].view(parameter.shape))
-                    start += parameter.numel()
+                unpack(values, modules)
                 return version
         return known
+
+
+def pack(modules: Iterable[nn.Module]) -> torch.Tensor:
+    """The modules' parameters one after the other, (N,) float32."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in _parameters(modules)])
+
+
+@torch.no_grad()
+def unpack(values: torch.Tensor, modules: Iterable[nn.Module]) -> None:
+    """Take over what `pack` returned for modules of the same kind."""
+    start = 0
+    for parameter in _parameters(modules):
+        parameter.copy_(values[start : start + parameter.numel()].view(parameter.shape))
+        start += parameter.numel()
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -86,7 +96,72 @@ def acting_modules(agent: SACAgent) -> list[nn.Module]:
     return [agent.actor, *(module for name, module in agent.online.items() if name != "critic")]
 
 
-class RemoteLearner:
+class LearnerCalls:
+    """The methods of `Learner`, each a message to a learner elsewhere; how it gets there is the child's.
+
+    A child has `_send`, `_wait`, `_read_replies`, and `info` and `pretrained` as `RemoteLearner` has them.
+    """
+
+    # ---------------------------------------------------------------- calls that do not wait
+
+    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
+        self._send("add", transition, to_demos)
+
+    def imitate(self, transition: dict[str, Any]) -> None:
+        self._send("imitate", transition)
+
+    def learn(self, step: int) -> dict[str, float]:
+        """Allow the learner what this environment step allows; returns the figures of its newest update, if any."""
+        self._send("learn", step)
+        self._read_replies()
+        self.refresh()
+        return self.info
+
+    def note(self, step: int, progress: dict[str, Any]) -> None:
+        """What the learner saves by itself when this process is gone."""
+        self._send("note", step, progress)
+
+    # ---------------------------------------------------------------- calls that wait for the answer
+
+    def store_demos(self, demos: Demos) -> None:
+        self._send("store_demos", demos)
+        self._wait("store_demos")
+
+    def full_size_gb(self) -> tuple[float, float]:
+        self._send("full_size_gb")
+        return self._wait("full_size_gb")
+
+    def pretrain(self) -> dict[str, float]:
+        self._send("pretrain")
+        self.pretrained += 1
+        return self._wait("pretrain")
+
+    def save_averaged(self, path: Path) -> None:
+        self._send("save_averaged", path)
+        self._wait("save_averaged")
+
+    def save(self, step: int, progress: dict[str, Any]) -> Path:
+        self._send("save", step, progress)
+        return self._wait("save")
+
+    def load(self) -> tuple[int, dict[str, Any]]:
+        self._send("load")
+        step, progress = self._wait("load")
+        self.pretrained = progress["pretrained"]
+        self.refresh()
+        return step, progress
+
+    def raise_error(self, name: str, content: Any) -> None:
+        """Raise the error that a reply reports; what the learner refuses is the user's mistake, and it ends."""
+        if name == "refused":
+            self.close()
+            raise content
+        if name == "error":
+            error, text = content
+            raise (error or LearnerError(f"the learner failed:\n{text}"))
+
+
+class RemoteLearner(LearnerCalls):
     """Starts a process with a `Learner` in it and passes every call on.
 
     Args:
@@ -116,43 +191,9 @@ class RemoteLearner:
         atexit.register(self.close)
         self._wait("ready")
 
-    # ---------------------------------------------------------------- calls that do not wait
-
-    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
-        self._send("add", transition, to_demos)
-
-    def imitate(self, transition: dict[str, Any]) -> None:
-        self._send("imitate", transition)
-
-    def learn(self, step: int) -> dict[str, float]:
-        """Allow the learner what this environment step allows; returns the figures of its newest update, if any."""
-        self._send("learn", step)
-        self._read_replies()
-        self.refresh()
-        return self.info
-
     def refresh(self) -> None:
         """Bring the acting agent up to date with the newest published parameters."""
         self.version = self.acting.read(acting_modules(self.agent), self.version)
-
-    def note(self, step: int, progress: dict[str, Any]) -> None:
-        """What the learner saves by itself when this process is gone."""
-        self._send("note", step, progress)
-
-    # ---------------------------------------------------------------- calls that wait for the answer
-
-    def store_demos(self, demos: Demos) -> None:
-        self._send("store_demos", demos)
-        self._wait("store_demos")
-
-    def full_size_gb(self) -> tuple[float, float]:
-        self._send("full_size_gb")
-        return self._wait("full_size_gb")
-
-    def pretrain(self) -> dict[str, float]:
-        self._send("pretrain")
-        self.pretrained += 1
-        return self._wait("pretrain")
 
     def averaged(self) -> SACAgent:
         self._send("averaged")
@@ -160,21 +201,6 @@ class RemoteLearner:
         policy = self.agent.averaged()  # a copy to load into
         self.averages.read(acting_modules(policy), -1)
         return policy
-
-    def save_averaged(self, path: Path) -> None:
-        self._send("save_averaged", path)
-        self._wait("save_averaged")
-
-    def save(self, step: int, progress: dict[str, Any]) -> Path:
-        self._send("save", step, progress)
-        return self._wait("save")
-
-    def load(self) -> tuple[int, dict[str, Any]]:
-        self._send("load")
-        step, progress = self._wait("load")
-        self.pretrained = progress["pretrained"]
-        self.refresh()
-        return step, progress
 
     def close(self) -> None:
         """End the learner's process."""
@@ -210,12 +236,7 @@ class RemoteLearner:
         try:
             while self.replies.poll(0):
                 name, content = self.replies.recv()
-                if name == "refused":
-                    self.close()
-                    raise content
-                if name == "error":
-                    error, text = content
-                    raise (error or LearnerError(f"the learner failed:\n{text}"))
+                self.raise_error(name, content)
                 if name == "info":
                     self.info = content
                 elif name == until:
@@ -235,6 +256,17 @@ def _serve(calls, replies, acting, averages, work) -> None:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
+    serve(calls, replies, acting, averages, work)
+
+
+def serve(calls: Any, replies: Any, acting: Any, averages: Any, work: dict[str, Any]) -> None:
+    """Make a learner and serve its calls until one says stop; an error that ends it is its last reply.
+
+    Args:
+        calls, replies: with the methods of a connection.
+        acting, averages: take parameters to publish by `write(modules)`.
+        work: `state` of the agent as bytes, `device`, and `settings`, the other arguments of `Learner`.
+    """
     keep_freed_memory()
     save_dir = Path(work["settings"]["save_dir"])
     try:
@@ -328,9 +360,13 @@ class _Service:
         self.reply("pretrain", {key: float(value) for key, value in info.items()})
 
     def on_averaged(self):
-        self.averages.write(acting_modules(self.learner.averaged()))
+        published = self.averages.write(acting_modules(self.learner.averaged()))
         self.publish()
-        self.reply("averaged", True)
+        self.reply("averaged", published)
+
+    def on_adopt(self, values):
+        """A learner that is lost was asked for this policy, which may have to be saved."""
+        unpack(torch.tensor(values), acting_modules(self.learner.averaged()))
 
     def on_save_averaged(self, path):
         self.learner.save_averaged(path)

@@ -23,7 +23,7 @@ SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
 RUN_FILES = (  # patterns
     SETTINGS, METRICS, LAST, BEST, NAN_BATCH, "buffer_*_*.pt", "learning_curve.png", "events.out.tfevents.*",
-    "episodes/*.pkl.gz", "called_success/*.png",
+    "episodes/*.pkl.gz", "called_success/*.png", "robots/*/*/episodes/*.pkl.gz",
 )  # fmt: skip
 
 

@@ -1,0 +1,257 @@
+"""Robots and learner on a Ray cluster of two local nodes: the same buffers and files, and what kills leave."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import train_hybrid
+from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.training import build
+from pytorch_serl.utils.files import load_checkpoint
+from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
+from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
+
+ray = pytest.importorskip("ray")
+
+from pytorch_serl.training.processes import acting_modules, pack  # noqa: E402
+from pytorch_serl.training.ray_cluster import LearnerHost  # noqa: E402
+from pytorch_serl.training.ray_robots import RobotWorker  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("empty_home")
+
+
+def words(demos, out, **changes):
+    options = {
+        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": out, "device": "cpu",
+        "env": "tests.tiny_env:TinyWatched-v0", "batch_size": 4, "views": 2, "pretrain_steps": 2, "training_starts": 4,
+        "max_steps": 10 * LENGTH, "eval_every": 5 * LENGTH, "eval_episodes": 1, "stop_at": 1.0,
+        "buffer_capacity": 50_000, "ray_address": "auto", "actors": 2,
+    }  # fmt: skip
+    return command(options | changes)
+
+
+# ---------------------------------------------------------------- without a cluster
+
+
+def test_what_does_not_go_together_is_refused(demos, tmp_path, capsys):
+    for message, changes in {
+        "add --ray_address": {"ray_address": None},
+        "--actors is 0": {"actors": 0},
+        "sits at this terminal": {"human": "keyboard"},
+        "learns between two steps": {"learner": "inline"},
+        "--eval_ckpt evaluates on this machine": {"eval_ckpt": "x.pt"},
+        "run the command on a machine of the cluster": {"ray_address": "ray://here:10001"},
+    }.items():
+        refused(train_hybrid, capsys, message, words(demos, tmp_path / "out", **changes))
+
+
+@pytest.fixture
+def robot(demos, tmp_path, monkeypatch):
+    """Makes workers of one machine, without Ray; `gone` is what a kill does to one."""
+    (tmp_path / "watched").mkdir()
+    monkeypatch.setenv("TINY_WATCHED", str(tmp_path / "watched"))
+    read = train_hybrid.read_demos(demos, ["image"], FIXED)
+    agent = build.make_agent(read, lr=1e-3, discount=0.9, device=torch.device("cpu"), backbone=None, trainable=False)
+    torch.save(agent.state_dict(), tmp_path / "agent.pt")
+    settings = {"seed": 0, "random_steps": 0, "sparse": True, "control_hz": None}
+
+    def make(number=0):
+        worker = RobotWorker()
+        arguments = (lambda: TinyEnv(human=True), "env", number, tmp_path / "spool", 1, settings)
+        worker.left = worker.set_up((tmp_path / "agent.pt").read_bytes(), *arguments)[2]
+        worker.values = pack(acting_modules(agent)).numpy()
+        return worker
+
+    make.agent = agent
+    yield make
+
+
+def gone(worker):
+    for file in worker.locks:
+        file.close()
+
+
+def test_an_episode_of_a_robot_is_what_an_actor_makes(robot, tmp_path):
+    worker = robot(number=3)
+    assert worker.left == []
+    episode = worker.run_episode(worker.values, 4, 0, {"parameters_step": 100, "parameters_age": 7})
+    assert [helped for _, helped in episode.steps] == [step in HUMAN_STEPS for step in range(1, LENGTH + 1)]
+    assert episode.steps[-1][0]["dones"] and episode.solved and episode.summary[:3] == [1.0, 2, LENGTH]
+    (tmp_path / "copy.pkl.gz").write_bytes(episode.files["episodes/000004.pkl.gz"])
+    recorded = read_episode(tmp_path / "copy.pkl.gz")
+    assert {(r["robot"], r["parameters_step"], r["parameters_age"]) for r in recorded} == {(3, 100, 7)}
+    again = build.stored_transitions(robot.agent, recorded)
+    for (transition, _), other in zip(episode.steps, again, strict=True):
+        assert np.array_equal(transition["actions"], other["actions"]) and transition["dones"] == other["dones"]
+        assert np.array_equal(transition["next_observations"]["image"], other["next_observations"]["image"])
+
+
+def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
+    first, other, marks = robot(), robot(), {"parameters_step": 0, "parameters_age": 0}
+    handed_over = first.run_episode(first.values, 0, 0, marks)
+    finished = first.run_episode(first.values, 2, 0, marks)  # with this call the driver has the one before
+    first.writer.start(4, first.env.reset(seed=4)[0])
+    first.actor.start_episode()
+    first.actor.act(0), first.actor.act(1)  # the third is cut off
+    gone(first)
+    kept = robot()
+    assert [len(episode.steps) for episode in kept.left] == [LENGTH, 2] and not robot().left
+    assert set(kept.left[0].files.values()) == {finished.files["episodes/000002.pkl.gz"]}
+    assert kept.left[0].solved and kept.left[0].summary is None and kept.left[1].steps[-1][0]["dones"]
+    assert handed_over.files.keys() == {"episodes/000000.pkl.gz"}
+    gone(kept)
+    assert len(robot().left) == 2  # the driver had no chance to say that it has them
+    assert len(list((tmp_path / "spool").iterdir())) == 5 and other.locks
+
+
+def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
+    host = LearnerHost()
+    host.begin({"settings": {"save_dir": tmp_path}}, "token", 1)
+    ((name, (error, _)),) = host.exchange(host.life, 0, [], 0.0)
+    assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)
+    assert host.exchange(("elsewhere", 1, "a predecessor"), 0, [("add", ())], 0.0) is None and host.calls.empty()
+
+
+# ---------------------------------------------------------------- on a cluster of two nodes
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A node for the learner and one with two robots; `driver` starts the script on the former."""
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "watched").mkdir()
+    for name, value in {"TINY_WATCHED": tmp_path / "watched", "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, str(value))
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    made.robots = made.add_node(resources={"robot": 2}, **node)
+    processes = []
+
+    def driver(line):
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train_hybrid.py", *line, "--ray_address", made.address], cwd=tmp_path,
+            stdout=open(tmp_path / "log", "a"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    made.driver, made.node, made.log = driver, node, lambda: (tmp_path / "log").read_text()
+    yield made
+    for process in processes:
+        process.kill()
+    made.shutdown()
+
+
+def wait(condition, *arguments, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition(*arguments):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def more_episodes(cluster, driver, out, count):
+    """Wait for the run to have so many more."""
+    wanted = max(episode_files(out), default=0) + count
+    wait(lambda: max(episode_files(out), default=0) >= wanted or driver.poll() is not None)
+    assert driver.poll() is None, cluster.log()
+
+
+def processes(cluster, what):
+    """Process numbers that the driver has said, the newest last."""
+    return [int(number) for number in re.findall(f"(?:{what})" + r".*?\(process (\d+)\)", cluster.log())]
+
+
+def assert_nothing_is_lost(cluster, out, tmp_path):
+    """What the environments call finished is on disk, once, and all that the learner has is what is on disk."""
+    files = {number: read_episode(path) for number, path in episode_files(out).items()}
+    ends = [fingerprint(steps[-1]["next_observations"]) for steps in files.values()]
+    assert len(set(ends)) == len(ends)
+    waiting = [read_episode(path) for path in out.glob("robots/*/*/episodes/*.pkl.gz")]  # for the run to go on
+    lost = {path.name for path in (tmp_path / "watched").iterdir()} - set(ends)
+    lost -= {fingerprint(steps[-1]["next_observations"]) for steps in waiting if steps}
+    lengths = [len(steps) for steps in [*files.values(), *waiting]]
+    assert len(lost) <= lengths.count(LENGTH - 1), lengths  # killed between the last step and its writing
+    saved = content(out)
+    parts = [load_checkpoint(out / part["file"]) for part in saved["parts"] if part["buffer"] == "online"]
+    actions = np.concatenate([part["columns"]["action"].numpy() for part in parts])
+    recorded = [files[number] for number in range(saved["progress"]["episode"])]
+    assert np.array_equal(actions, [step["actions"] for steps in recorded for step in steps])
+    assert saved["step"] == len(actions)
+    return files
+
+
+@pytest.mark.slow
+def test_a_run_and_its_resumption(cluster, demos, tmp_path):
+    out = tmp_path / "run"
+    assert cluster.driver(words(demos, out)).wait(600) == 0, cluster.log()
+    assert {file.name for file in out.iterdir()} >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json", "episodes"}
+    files = assert_nothing_is_lost(cluster, out, tmp_path)
+    assert {step["robot"] for steps in files.values() for step in steps} == {0, 1}
+    assert all([s["corrected"] for s in steps] == [i + 1 in HUMAN_STEPS for i in range(LENGTH)]
+               for steps in files.values())  # fmt: skip
+    assert set(metrics(out, "eval_success")) == {0, 5 * LENGTH, 10 * LENGTH}
+    assert set(metrics(out, "robots").values()) == {2.0} and min(metrics(out, "parameters_age").values()) >= 0
+    best = load_checkpoint(out / "best.pt")
+    assert best["kind"] == "SACAgent" and not equal(best["modules"]["actor"], content(out)["agent"]["modules"]["actor"])
+    assert cluster.driver(words(demos, out, max_steps=20 * LENGTH, resume=True)).wait(600) == 0, cluster.log()
+    assert content(out)["step"] >= 20 * LENGTH
+    assert_nothing_is_lost(cluster, out, tmp_path)
+
+
+@pytest.mark.slow
+def test_robots_and_learner_are_killed_and_replaced(cluster, demos, tmp_path):
+    """SIGKILL for a robot, the learner and the whole node of the robots, one after the other, in one run."""
+    out = tmp_path / "run"
+    driver = cluster.driver(words(demos, out, max_steps=10**6, eval_every=20 * LENGTH))
+
+    more = partial(more_episodes, cluster, driver, out)
+    more(30)
+    os.kill(processes(cluster, "robot 0 is there")[-1], signal.SIGKILL)
+    wait(lambda: len(processes(cluster, "robot 0 is there")) == 2)
+    more(10)
+    for _ in range(2):
+        starts = len(processes(cluster, "successor")) + 1
+        os.kill(processes(cluster, "learner: on|its successor")[-1], signal.SIGKILL)
+        wait(lambda count: cluster.log().count("the learner is back") == count, starts)
+        more(10)
+    cluster.remove_node(cluster.robots, allow_graceful=False)
+    wait(lambda: cluster.log().count("is lost") == 3)
+    cluster.add_node(resources={"robot": 2}, **cluster.node)
+    more(10)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(300) == 130, cluster.log()
+    longer = LENGTH * (len(episode_files(out)) + 10)
+    resumed = cluster.driver(words(demos, out, max_steps=longer, resume=True))
+    assert resumed.wait(600) == 0, cluster.log()
+    assert_nothing_is_lost(cluster, out, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed(cluster, demos, tmp_path):
+    out = tmp_path / "run"
+    for kill in range(4):
+        line = words(demos, out, max_steps=10**6, eval_every=10 * LENGTH, resume=True if kill else None)
+        driver = cluster.driver(line)
+        more_episodes(cluster, driver, out, 20)
+        time.sleep(np.random.default_rng(kill).uniform(0, 0.5))
+        driver.kill()
+        driver.wait()
+    resumed = cluster.driver(words(demos, out, max_steps=10, resume=True))
+    assert resumed.wait(600) == 0, cluster.log()
+    resumed = cluster.driver(words(demos, out, max_steps=content(out)["step"] + 5 * LENGTH, resume=True))
+    assert resumed.wait(600) == 0, cluster.log()
+    assert_nothing_is_lost(cluster, out, tmp_path)
+
+
+@pytest.mark.slow
+def test_no_cluster_is_refused(demos, tmp_path, capsys):
+    refused(train_hybrid, capsys, "no cluster to join", words(demos, tmp_path / "run"))
