@@ -19,6 +19,7 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE
 from pytorch_serl.training.backbone import find_backbone, save_backbone
 from pytorch_serl.training.classifier_report import describe, mistakes_sheet, validation_report
+from pytorch_serl.training.parallel import SharedStep, check_options
 from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
@@ -47,9 +49,11 @@ from pytorch_serl.training.run import (
     save_settings,
     seed_all,
     set_rng_state,
+    uninterrupted,
     user_errors,
 )
 from pytorch_serl.utils.device import pick_device
+from pytorch_serl.utils.distributed import average_gradients
 from pytorch_serl.utils.files import load_checkpoint
 
 BEST = "best.pt"
@@ -159,10 +163,49 @@ def balanced_batches(labels, batch_size):
     return torch.cat(streams, 1)  # (steps, B)
 
 
-def train_epoch(classifier, optimizer, part, batch_size):
+def train_step(classifier, optimizer, batch):
+    """One gradient step on `maps` (B, 512, 16) or `images` (B, H, W, 3) per camera and `targets` (B,)."""
+    parameters, targets = classifier.trainable_parameters(), batch["targets"]
+    if "maps" in batch:
+        logits = classifier.logits({k: x.float() for k, x in batch["maps"].items()})
+    else:
+        logits = classifier(batch["images"])
+    loss = F.binary_cross_entropy_with_logits(logits, targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward(inputs=parameters)
+    average_gradients(parameters)
+    optimizer.step()
+    return {"loss": loss.detach(), "accuracy": ((logits > 0) == (targets > 0.5)).float().mean()}
+
+
+def shared_step(classifier, optimizer):
+    """`train_step`, taken by all processes of torchrun together."""
+
+    def state():
+        return {"classifier": classifier.checkpoint(), "optimizer": optimizer.state_dict()}
+
+    return SharedStep(partial(train_step, classifier, optimizer), [classifier], state)
+
+
+def make_shared_step(state, device):
+    """`shared_step` in the other processes, from the first one's state."""
+    content = state["classifier"]
+    classifier = RewardClassifier(content["image_keys"], dropout=content["dropout"],
+                                  trainable_backbone=content["trainable_backbone"], device=device)  # fmt: skip
+    classifier.load_checkpoint(content)
+    optimizer = make_optimizer(classifier, lr=0.0)  # the state brings its own
+    optimizer.load_state_dict(state["optimizer"])
+    return shared_step(classifier.train(), optimizer)
+
+
+def make_optimizer(classifier, lr):
+    return torch.optim.Adam(classifier.trainable_parameters(), lr=lr, fused=classifier.device.type in ("cuda", "cpu"))
+
+
+def train_epoch(classifier, step, part, batch_size):
     """One pass over the larger class; returns mean loss and accuracy, both under dropout and crops."""
     classifier.train()
-    device, parameters = classifier.device, classifier.trainable_parameters()
+    device = classifier.device
     targets = torch.tensor([1.0, 0.0], device=device).repeat_interleave(batch_size // 2)  # (B,)
     totals = torch.zeros(2, device=device)
     batches = balanced_batches(part.labels, batch_size)
@@ -170,16 +213,14 @@ def train_epoch(classifier, optimizer, part, batch_size):
         if part.maps is not None:
             views = torch.randint(len(part.maps[classifier.image_keys[0]]), (batch_size,)).to(device)
             index = index.to(device)
-            logits = classifier.logits({k: maps[views, index].float() for k, maps in part.maps.items()})
+            inputs = {"maps": {k: maps[views, index] for k, maps in part.maps.items()}}
         else:
             offsets = crop_offsets(batch_size, device)
             images = part.load(index.numpy(), device)
-            logits = classifier({k: random_crop(x, offsets) for k, x in images.items()})
-        loss = F.binary_cross_entropy_with_logits(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
-        optimizer.step()
-        totals += torch.stack([loss.detach(), ((logits > 0) == (targets > 0.5)).float().mean()])
+            inputs = {"images": {k: random_crop(x, offsets) for k, x in images.items()}}
+        with uninterrupted():
+            info = step(inputs | {"targets": targets})
+        totals += torch.stack([info["loss"], info["accuracy"]])
     loss, accuracy = (totals / len(batches)).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the training loss is {loss}; try a lower --lr")
@@ -255,6 +296,7 @@ def main(args):
         check_args(args)
         check_run_dir(out, args.resume, args.overwrite, OWN_FILES)
         device = pick_device(args.device)
+        check_options(device, args.batch_size)
         torch.backends.cudnn.deterministic = True  # so that a resumed run repeats an uninterrupted one on CUDA, too
         seed_all(args.seed)
 
@@ -278,9 +320,10 @@ def main(args):
             classifier.load_checkpoint(resumed["classifier"], str(out / LAST))
         prepare_run_dir(out, args.resume, args.overwrite, OWN_FILES)
     classifier.image_shapes = {k: x.shape[1:3] for k, x in frames.images.items()}
-    parameters = classifier.trainable_parameters()
-    optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=device.type in ("cuda", "cpu"))
-    trainable, everything = (sum(p.numel() for p in ps) for ps in (parameters, classifier.parameters()))
+    optimizer = make_optimizer(classifier, args.lr)
+    step = shared_step(classifier, optimizer)
+    parts = (classifier.trainable_parameters(), classifier.parameters())
+    trainable, everything = (sum(p.numel() for p in ps) for ps in parts)
     print(f"device {device}; {trainable:,} trainable and {everything - trainable:,} frozen parameters")
 
     seed_all(args.seed)  # the same crops in a resumed run, whatever the initialisation above drew
@@ -318,7 +361,7 @@ def main(args):
     interrupted = False
     try:
         while progress["epoch"] < args.num_epochs and progress["epoch"] - progress["best_epoch"] < args.patience:
-            loss, accuracy = train_epoch(classifier, optimizer, train, args.batch_size)
+            loss, accuracy = train_epoch(classifier, step, train, args.batch_size)
             report = validation_report(validation_logits(classifier, val), val.labels, args.max_fpr)
             val_accuracy, val_fpr = (report["at_half"][name] for name in ("accuracy", "false_positive_rate"))
             progress["epoch"] += 1
@@ -333,12 +376,14 @@ def main(args):
             })  # fmt: skip
             state = snapshot()
             if progress["epoch"] % args.save_every == 0:
+                step.check()
                 save_checkpoint(out / LAST, state)
             bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.3f}, val {report['loss']:.4f}, {val_accuracy:.3f}")
             bar.update()
     except KeyboardInterrupt:
         interrupted = True
     bar.close()
+    step.check()
     save_checkpoint(out / LAST, state)
     logger.close()
     draw_curves(out / "learning_curve.png", logger)
@@ -355,4 +400,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parse_args()))
+    run_script(lambda: main(parse_args()), make_shared_step)

@@ -56,6 +56,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.utils.distributed import world_size
 from pytorch_serl.utils.files import WriteError
 
 SAVE_DIR = "./hybrid_ckpt"
@@ -133,6 +134,9 @@ def resolve(args, parser):
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.learner is None:
         args.learner = "inline" if simulated and not (args.control_hz or args.ray_address) else "process"
+    if args.learner != "inline" and world_size() > 1:
+        parser.error(f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
+                     "--learner inline")  # fmt: skip
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.human is None:
@@ -435,4 +439,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, build.make_shared_update)

@@ -115,6 +115,7 @@ class OfflineTraining:
 
     def __init__(self, args, agent, save_dir, demos, env):
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
+        self.update = build.shared_update(agent)
         self.update_options = UPDATES[args.algo]
         if args.algo == "awac" and build.all_solved(demos):
             print("every demo ends in success: none is weighted above another (their advantages would be noise)")
@@ -186,6 +187,7 @@ class OfflineTraining:
         that error rises), so without success rates the last policy counts as the best.
         """
         self.progress["minutes"] = self.minutes()
+        self.update.check()
         if not self.env:
             self.agent.averaged().save(self.save_dir / BEST)
         return self.checkpoint.save(step, self.progress)
@@ -221,7 +223,7 @@ class OfflineTraining:
                     break
                 with uninterrupted():
                     batch = self.demo.sample(args.batch_size)
-                    info = self.agent.update(batch, **self.update_options)
+                    info = self.update(batch, **self.update_options)
                     step += 1
                 bar.update()
                 if step % LOG_EVERY == 0:
@@ -318,4 +320,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, build.make_shared_update)

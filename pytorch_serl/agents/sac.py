@@ -28,6 +28,7 @@ from pytorch_serl.networks.actor_critic import (
 )
 from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE
+from pytorch_serl.utils.distributed import average_gradients, of_whole_batch, whole_batch
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
@@ -173,7 +174,8 @@ class SACAgent(PixelAgent):
         Raises ValueError for a batch that lacks something, has other shapes, or is too small for its advantages.
         """
         batch = self._prepare(batch, augment)
-        noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in ("critic_next", "temp_next", "actor")}
+        draws = ("critic_next", "temp_next", "actor")
+        noise = noise or {k: of_whole_batch(torch.randn_like, batch["arm_actions"]) for k in draws}
         train_actor = bool(sac_weight) and not critic_only
         enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
 
@@ -208,6 +210,7 @@ class SACAgent(PixelAgent):
         encoder_losses = [loss for name, loss in losses.items() if name not in ("actor", "temperature")]
         if encoder_losses:
             sum(encoder_losses).backward(inputs=online + actor)
+        average_gradients([*online, *actor, *self.temperature.parameters()])
         for optimizer in self.optimizers.values():
             optimizer.step()
 
@@ -269,11 +272,11 @@ class SACAgent(PixelAgent):
         if len(encoding) < 2:
             raise ValueError("advantage_weighted needs a batch of two or more: the spread of Q over it is the unit")
         mean, std = self.actor(encoding)
-        policy_action, _ = sample_tanh_normal(mean, std, torch.randn_like(mean))
+        policy_action, _ = sample_tanh_normal(mean, std, of_whole_batch(torch.randn_like, mean))
         q = self.critic(encoding, batch["arm_actions"])  # (E, B)
         advantage = (q - self.critic(encoding, policy_action)).amin(0)  # (E, B) -> (B,)
-        weight = (advantage / (q.mean(0).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
-        return weight / weight.mean()
+        weight = (advantage / (whole_batch(q.mean(0)).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
+        return weight / whole_batch(weight).mean()
 
     # ---------------------------------------------------------------- from batch to encodings
 

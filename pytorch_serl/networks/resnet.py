@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
+from pytorch_serl.utils.distributed import of_whole_batch
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -127,7 +128,7 @@ class ImageHead(nn.Module):
     def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
         """(B, 4096) -> (B, 256). Dropout acts only where the caller asks (the actor's training pass)."""
         if dropout and self.dropout:
-            pooled = fast_dropout(pooled, self.dropout)
+            pooled = of_whole_batch(lambda x: fast_dropout(x, self.dropout), pooled)
         return torch.tanh(self.norm(self.bottleneck(pooled)))
 
 

@@ -4,6 +4,7 @@ import argparse
 
 from pytorch_serl.data.demos import SETUP_MODES
 from pytorch_serl.training import build
+from pytorch_serl.training.parallel import check_options
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
 
@@ -99,6 +100,8 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
         "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
         "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
     })  # fmt: skip
+    with user_errors():
+        check_options(args.device, args.batch_size)
 
 
 def check_cluster(args: argparse.Namespace, parser: Parser) -> None:

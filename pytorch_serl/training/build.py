@@ -15,6 +15,7 @@ from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.parallel import SharedStep
 from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
@@ -66,6 +67,16 @@ def restore_agent(content: dict[str, Any], device: torch.device | str, source: s
         raise ValueError(f"{source}: its settings do not make an agent ({type(error).__name__}: {error})") from error
     agent.load_state_dict(content, source)
     return agent
+
+
+def shared_update(agent: SACAgent) -> SharedStep:
+    """`agent.update`, taken by all processes of torchrun together."""
+    return SharedStep(agent.update, (agent.online, agent.actor, agent.temperature), agent.state_dict)
+
+
+def make_shared_update(state: dict[str, Any], device: torch.device) -> SharedStep:
+    """`shared_update` in the other processes, from the first one's `state_dict()`."""
+    return shared_update(restore_agent(state, device, "process 0"))
 
 
 def q_range(demos: Demos) -> tuple[float, float] | None:

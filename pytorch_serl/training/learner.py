@@ -47,6 +47,7 @@ class Learner:
         demo_capacity: int, views: int, seed: int,
     ):  # fmt: skip
         self.agent, self.schedule, self.views, self.save_dir = agent, schedule, views, save_dir
+        self.update = build.shared_update(agent)
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
@@ -94,7 +95,7 @@ class Learner:
         the first online steps would be too large by as much, and undo the clone.
         """
         batch = self.demo.sample(self.schedule.batch_size)
-        info = self.agent.update(batch, sac_weight=0.0, clone_weight=self.schedule.clone_weight or 1.0)
+        info = self.update(batch, sac_weight=0.0, clone_weight=self.schedule.clone_weight or 1.0)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
@@ -110,9 +111,9 @@ class Learner:
         for _ in range(plan.cycles_per_step):
             batches = [self.sample(plan.batch_size)]
             for _ in range(plan.cta_ratio - 1):
-                self.agent.update(batches[-1], critic_only=True)
+                self.update(batches[-1], critic_only=True)
                 batches.append(self.sample(plan.batch_size))
-            info = self.agent.update(batches[-1], clone_weight=clone)
+            info = self.update(batches[-1], clone_weight=clone)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
 
@@ -137,6 +138,7 @@ class Learner:
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         """Write everything that --resume needs; `progress` is the script's own."""
+        self.update.check()
         return self.checkpoint.save(step, progress | {"pretrained": self.pretrained})
 
     def load(self) -> tuple[int, dict[str, Any]]:

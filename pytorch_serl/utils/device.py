@@ -1,20 +1,23 @@
 """Where tensors live: CUDA, then Apple MPS, then the CPU."""
 
+import os
+
 import torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name` ("auto", "cuda", "cuda:1", "mps", "cpu"), checked to be usable.
 
-    "auto" takes CUDA where there is one, else MPS, else the CPU.
+    "auto" takes CUDA where there is one, else MPS, else the CPU. Of several GPUs each process of torchrun has one.
     Raises ValueError when the named device is not there.
     """
+    cuda = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device(cuda)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(cuda if name == "cuda" else name)
         if name not in ("cpu", "mps") and device.type != "cuda":
             raise RuntimeError("wanted cpu, mps, cuda or cuda:N")
         torch.zeros(1, device=device)
