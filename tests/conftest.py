@@ -20,3 +20,11 @@ def empty_home(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     yield
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """Also where the tests run in a shell's background, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
