@@ -290,7 +290,8 @@ class HybridTraining:
 
     def load(self):
         """Take over what `save` wrote; returns its step."""
-        step, self.progress = self.learner.load()
+        step, saved = self.learner.load()
+        self.progress |= saved  # a run of an older version may lack an entry
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
         return self.recover(step)
 

@@ -294,7 +294,8 @@ def main(argv=None):
         )  # fmt: skip
         print(build.describe_agent(agent))
         training = OfflineTraining(args, agent, save_dir, demos, env)
-        step, training.progress = training.checkpoint.load() if args.resume else (0, training.progress)
+        step, saved = training.checkpoint.load() if args.resume else (0, {})
+        training.progress |= saved  # a run of an older version may lack an entry
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
             build.add_demos(training.demo, train, agent, args.views, progress=progress)

@@ -130,6 +130,15 @@ def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path)
     assert not equal(best["actor"], last["actor"])
 
 
+def test_a_run_of_an_older_version_that_counted_its_passes_goes_on(demos, tmp_path):
+    train_hybrid.main(words(demos, tmp_path, max_steps=LENGTH))
+    saved = content(tmp_path)
+    saved["progress"]["passed"] = saved["progress"].pop("solved") + 0
+    torch.save(saved, tmp_path / "last.pt")
+    train_hybrid.main(words(demos, tmp_path, max_steps=2 * LENGTH, resume=True))
+    assert content(tmp_path)["step"] == 2 * LENGTH and content(tmp_path)["progress"]["solved"] is False
+
+
 def test_who_passes_has_to_pass_on_other_episodes(demos, tmp_path, monkeypatch):
     seeds = []
 
