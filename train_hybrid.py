@@ -270,7 +270,7 @@ class HybridTraining:
                 self.learner.save_averaged(self.save_dir / BEST)
             self.progress |= {"solved": solved, "evaluated": step}
             self.save(step)
-        self.draw(log)
+            self.draw(log)
 
     def save(self, step):
         return self.learner.save(step, self.state())

@@ -178,7 +178,7 @@ class OfflineTraining:
             if better and self.env:
                 policy.save(self.save_dir / BEST)
             self.save(step)
-        self.draw(log)
+            self.draw(log)
 
     def save(self, step):
         """Write last.pt; without an environment best.pt too.

@@ -80,8 +80,8 @@ class Parser(argparse.ArgumentParser):
 def uninterrupted() -> Iterator[None]:
     """Let the block finish when Ctrl-C or SIGTERM comes inside it, then raise KeyboardInterrupt.
 
-    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one. A second signal is
-    raised at once: the block may hang.
+    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one, and around what imports
+    a large package, which does not survive it. A second signal is raised at once: the block may hang.
     """
     came = []
 
