@@ -62,6 +62,7 @@ from pytorch_serl.utils.files import WriteError
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
 ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy", "overruns", "updates_per_second")
+MAX_BEHIND = 50  # environment steps by which a learner may lag a simulation, which waits for it between episodes
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
 # a resumed run must agree in these to continue bit for bit
 FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "success_frames", "success_state", "batch_size", "lr",
@@ -172,6 +173,7 @@ class HybridTraining:
     def __init__(self, args, agent, demos, save_dir, env):
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = env, None  # here, in this process
+        self.waits = build.is_simulated(args.env) and not args.control_hz
         acting = {
             "seed": args.seed, "random_steps": args.random_steps, "control_hz": args.control_hz,
             "sparse": agent.config["q_range"] is not None,
@@ -191,7 +193,7 @@ class HybridTraining:
             self.learner = RayLearner(agent, args.gpu_learner, **learning)
             self.actor = Robots(agent, args.actors, self.learner, save_dir=save_dir, resume=args.resume,
                                 make_env=partial(make_env, there, replace(demos, transitions=[])), human=args.human,
-                                settings=acting)  # fmt: skip
+                                waits=self.waits, settings=acting)  # fmt: skip
             if env is None:
                 self.run_episodes = self.actor.evaluate
         else:
@@ -336,6 +338,8 @@ class HybridTraining:
                             info = self.learner.learn(step)
                     bar.set_description_str(f"training, {self.actor.in_control} acts", refresh=False)
                     bar.update()
+                if self.waits:
+                    self.learner.catch_up(MAX_BEHIND)
                 if info and self.actor.episode % LOG_EVERY == 0:
                     self.log(step, log, info, bar)
         except KeyboardInterrupt:

@@ -105,6 +105,22 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     assert equal(kept["backbone"], run.agent.backbone.state_dict())
 
 
+def test_a_simulation_waits_for_its_learner(demos, tmp_path):
+    run, read = remote(demos, tmp_path, learner="process")
+    assert not run.waits  # a robot does not
+    run.learner.store_demos(read)
+    run.actor.start_episode()
+    while not run.act(0):
+        pass
+    for _ in range(100):
+        run.learner.learn(4)
+    run.learner.catch_up(20)
+    run.learner.save(0, {"evaluated": -1})
+    run.learner.close()
+    done = content(tmp_path)["agent"]["optimizers"]["actor"]["state"][0]["step"]
+    assert 80 <= done <= 100
+
+
 def test_a_failure_of_the_learner_is_said_with_its_traceback(demos, tmp_path):
     run, read = remote(demos, tmp_path)
     run.learner.store_demos(read)

@@ -122,6 +122,9 @@ class Learner:
     def note(self, step: int, progress: dict[str, Any]) -> None:
         """The state after an episode; here nothing has to be known of it."""
 
+    def catch_up(self, behind: int) -> None:
+        """Wait until no more than `behind` environment steps are left to learn from; here none ever is."""
+
     def close(self) -> None:
         """End; here there is nothing to end."""
 

@@ -136,6 +136,11 @@ class LearnerCalls:
         self.pretrained += 1
         return self._wait("pretrain")
 
+    def catch_up(self, behind: int) -> None:
+        """Wait until no more than `behind` environment steps are left to learn from."""
+        self._send("catch_up", behind)
+        self._wait("catch_up")
+
     def save_averaged(self, path: Path) -> None:
         self._send("save_averaged", path)
         self._wait("save_averaged")
@@ -358,6 +363,11 @@ class _Service:
     def on_pretrain(self):
         info = self.learner.pretrain()
         self.reply("pretrain", {key: float(value) for key, value in info.items()})
+
+    def on_catch_up(self, behind):
+        while self.due > behind:
+            self.learn()
+        self.reply("catch_up", True)
 
     def on_averaged(self):
         published = self.averages.write(acting_modules(self.learner.averaged()))

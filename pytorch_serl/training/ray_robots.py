@@ -204,15 +204,16 @@ class Robots:
         resume: the run goes on: episodes that robots' machines kept belong to it.
         make_env: makes the environment on a robot's node; raises ValueError where it does not fit.
         human: as build.add_human takes it.
+        waits: no robot begins an episode while as many as there are robots wait to be learned from.
         settings: the other arguments of `Actor`.
     Raises ValueError where no robot can be set up.
     """
 
     def __init__(
         self, agent: SACAgent, count: int, learner: RayLearner, *, save_dir: Path, resume: bool,
-        make_env: Callable[[], gym.Env], human: str, settings: dict[str, Any],
+        make_env: Callable[[], gym.Env], human: str, waits: bool, settings: dict[str, Any],
     ):  # fmt: skip
-        self.learner, self.save_dir, self.settings = learner, save_dir, settings
+        self.learner, self.save_dir, self.waits, self.settings = learner, save_dir, waits, settings
         self.recent, self.ages, self.pace, self.episode = [], [], _Pace(), 0
         self.current: Episode | None = None  # of which `act` returned the steps before `place`
         state = io.BytesIO()
@@ -377,7 +378,7 @@ class Robots:
         if not self.requests.empty():
             robot.request = request = self.requests.get()
             task = robot.worker.evaluate.remote(request.values, request.episodes, request.options)
-        elif self.running and self.parameters is not None:
+        elif self.running and self.parameters is not None and not self._too_many():
             marks = {"parameters_step": self.learned, "parameters_age": max(0, self.steps - self.learned)}
             task = robot.worker.run_episode.remote(self.parameters, self.started, self.steps, marks)
             self.started += 1
@@ -385,6 +386,9 @@ class Robots:
             return
         self.idle.remove(robot)
         self.busy[task] = robot
+
+    def _too_many(self) -> bool:
+        return self.waits and self.episodes.qsize() >= len(self.robots)
 
     def _store(self, episode: Episode) -> None:
         """Put an episode on disk under the number of its arrival, and in the loop's queue."""
