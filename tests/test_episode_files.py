@@ -62,6 +62,7 @@ def test_every_cut_leaves_the_whole_steps(tmp_path):
         (gzip.compress(pickle.dumps({"observations": {}})) + gzip.compress(pickle.dumps({"a": 1})), "step 0 has"),
         (gzip.compress(pickle.dumps(print)), "nothing of it was run"),
     ],
+    ids=["no gzip", "no step", "two kinds of steps", "a function"],  # not the content: gzip puts the time into it
 )
 def test_other_files_are_refused_by_name(content, message, tmp_path):
     path = tmp_path / "000000.pkl.gz"
