@@ -388,7 +388,7 @@ def test_the_scripts_make_it_with_its_human(tmp_path):
     env = build.add_human(made, "scripted", seed=0)
     env.reset(seed=0)
     infos = [env.step(command())[4] for _ in range(7)]
-    assert [("intervene_action" in info) for info in infos] == [False] * 5 + [True] * 2
+    assert [("intervene_action" in info) for info in infos] == [False] * 4 + [True] * 3
     made.close()
 
 

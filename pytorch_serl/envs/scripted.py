@@ -118,7 +118,7 @@ class ScriptedHuman(gym.Wrapper):
         seed: seed of his bursts, attention and noise; `reset(seed=...)` sets it anew.
     """
 
-    def __init__(self, env, patience=5, burst=(8, 12), progress=0.5, attention=1.0, noise=0.1, seed=None):
+    def __init__(self, env, patience=4, burst=(8, 12), progress=0.5, attention=1.0, noise=0.1, seed=None):
         super().__init__(env)
         self.patience, self.burst, self.progress, self.attention = patience, burst, progress, attention
         self.expert = env.unwrapped.scripted_expert(noise)
