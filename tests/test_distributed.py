@@ -27,8 +27,8 @@ pytestmark = [
 SECONDS = 300  # until something that hangs is called so
 CASES = [*worker.CASES, "classifier", "classifier frames"]
 CASES += [name + worker.DOUBLE for name in CASES]
-FAST = ["one arm", "one arm in double", "awac in double", "classifier in double"]
-OTHERS = [name for name in CASES if name not in FAST]
+FEW = ["one arm", "one arm in double", "awac in double", "classifier in double"]
+OTHERS = [name for name in CASES if name not in FEW]
 
 
 def torchrun(script, *words, processes=2):
@@ -71,9 +71,9 @@ def assert_close(a, b, tolerance=1e-5, exceptions=1e-5):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """The fast cases in two processes."""
+    """Some of the cases in two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    done = run("tests/distributed_worker.py", folder, *FAST, "drift")
+    done = run("tests/distributed_worker.py", folder, *FEW, "drift")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -86,15 +86,17 @@ def assert_case_is_that_of_one_process(folder, name):
     assert torch.equal(together["rng"], alone["rng"])
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW)
 def test_the_parameters_are_those_of_one_process(name, shared):
     assert_case_is_that_of_one_process(shared[0], name)
 
 
+@pytest.mark.slow
 def test_only_the_first_process_runs_the_script_and_says_when_parameters_drift(shared):
     lines = shared[1].splitlines()
     assert lines[0].startswith("2 processes share every update")
-    assert lines[1:-1] == [f"{name} done by process 0" for name in FAST]
+    assert lines[1:-1] == [f"{name} done by process 0" for name in FEW]
     assert re.fullmatch(r"drifted: the parameters of torchrun's 2 processes differ by up to .*e-0\d, and.*", lines[-1])
 
 
