@@ -140,15 +140,15 @@ def test_a_run_of_an_older_version_that_counted_its_passes_goes_on(demos, tmp_pa
 
 
 def test_who_passes_has_to_pass_on_other_episodes(demos, tmp_path, monkeypatch):
-    seeds = []
+    runs = []
 
-    def record_seed(policy, env, episodes, **options):
-        seeds.append(options["seed"])
+    def record(policy, env, episodes, **options):
+        runs.append((options["seed"], episodes))
         return evaluate(policy, env, episodes, **options)
 
-    monkeypatch.setattr(training_evaluate, "evaluate", record_seed)
+    monkeypatch.setattr(training_evaluate, "evaluate", record)
     train_hybrid.main(words(demos, tmp_path, max_steps=10 * LENGTH, eval_episodes=2, stop_at=0.5))
-    assert seeds[:2] == [EVAL_SEED, EVAL_SEED + 2] and set(seeds[2:]) == {FINAL_SEED}
+    assert runs[:2] == [(EVAL_SEED, 2), (EVAL_SEED + 2, 4)] and {seed for seed, _ in runs[2:]} == {FINAL_SEED}
 
 
 # ---------------------------------------------------------------- what is stored

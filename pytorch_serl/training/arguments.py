@@ -52,8 +52,8 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     run.add_argument("--eval_episodes", type=int, help="default 20 during training (50 in the built-in "
                      "task, where they are cheap), 100 in the final evaluation")  # fmt: skip
     run.add_argument("--stop_at", type=float, default=0.97,
-                     help="stop at this success rate; an evaluation that reaches it goes on over as many "
-                     "other episodes, and all of them count")  # fmt: skip
+                     help="stop at this success rate; an evaluation that reaches it goes on over twice "
+                     "as many other episodes, and all of them count")  # fmt: skip
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     run.add_argument("--resume", action="store_true", help="continue the run in --save_dir")

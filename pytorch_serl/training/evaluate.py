@@ -112,7 +112,9 @@ def evaluate_to_stop(
     agent: Any, env: gym.Env | None, episodes: int, stop_at: float, screen: float = 0.0,
     run: Callable[..., Evaluation] | None = None,
 ) -> tuple[Evaluation, bool]:  # fmt: skip
-    """An evaluation during training; one that reaches `stop_at` goes on over as many other episodes.
+    """An evaluation during training; one that reaches `stop_at` goes on over twice as many other episodes.
+
+    The first ones are the same every time: among many evaluations one reaches `stop_at` on them by luck.
 
     `run`, if given, does what `evaluate` does, elsewhere.
     Returns: what it showed, and whether training may stop: the success rate over all of them reaches `stop_at`, too.
@@ -121,7 +123,7 @@ def evaluate_to_stop(
     first = run(agent, env, episodes, seed=EVAL_SEED, screen=screen)
     if first.success_rate < stop_at:
         return first, False
-    both = first + run(agent, env, episodes, seed=EVAL_SEED + episodes)
+    both = first + run(agent, env, 2 * episodes, seed=EVAL_SEED + episodes)
     return both, both.success_rate >= stop_at
 
 
