@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source setup_venv.sh
 setup_venv requirements-dev.txt
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$VENV/bin/python" -m pytest -q -n auto "$@"
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$VENV/bin/python" -m pytest -q -n auto --dist worksteal "$@"
