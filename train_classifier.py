@@ -52,7 +52,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
-from pytorch_serl.utils.device import pick_device
+from pytorch_serl.utils.device import make_adam, pick_device
 from pytorch_serl.utils.distributed import average_gradients
 from pytorch_serl.utils.files import load_checkpoint
 
@@ -193,13 +193,9 @@ def make_shared_step(state, device):
     classifier = RewardClassifier(content["image_keys"], dropout=content["dropout"],
                                   trainable_backbone=content["trainable_backbone"], device=device)  # fmt: skip
     classifier.load_checkpoint(content)
-    optimizer = make_optimizer(classifier, lr=0.0)  # the state brings its own
+    optimizer = make_adam(classifier.trainable_parameters(), lr=0.0)  # the state brings its own
     optimizer.load_state_dict(state["optimizer"])
     return shared_step(classifier.train(), optimizer)
-
-
-def make_optimizer(classifier, lr):
-    return torch.optim.Adam(classifier.trainable_parameters(), lr=lr, fused=classifier.device.type in ("cuda", "cpu"))
 
 
 def train_epoch(classifier, step, part, batch_size):
@@ -320,7 +316,7 @@ def main(args):
             classifier.load_checkpoint(resumed["classifier"], str(out / LAST))
         prepare_run_dir(out, args.resume, args.overwrite, OWN_FILES)
     classifier.image_shapes = {k: x.shape[1:3] for k, x in frames.images.items()}
-    optimizer = make_optimizer(classifier, args.lr)
+    optimizer = make_adam(classifier.trainable_parameters(), args.lr)
     step = shared_step(classifier, optimizer)
     parts = (classifier.trainable_parameters(), classifier.parameters())
     trainable, everything = (sum(p.numel() for p in ps) for ps in parts)

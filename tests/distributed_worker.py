@@ -20,6 +20,7 @@ from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
 from pytorch_serl.networks.resnet import FEATURE_SHAPE  # noqa: E402
 from pytorch_serl.training import build  # noqa: E402
 from pytorch_serl.training.run import run_script  # noqa: E402
+from pytorch_serl.utils.device import make_adam  # noqa: E402
 from pytorch_serl.utils.distributed import rank  # noqa: E402
 from tests.test_agents import make_agent, make_batch  # noqa: E402
 from train_offline import UPDATES  # noqa: E402
@@ -86,7 +87,7 @@ def run_classifier(name):
     torch.manual_seed(0)
     frames = name == "classifier frames"
     classifier = RewardClassifier(["image"], trainable_backbone=frames, device="cpu").train()
-    optimizer = train_classifier.make_optimizer(classifier, 1e-4)
+    optimizer = make_adam(classifier.trainable_parameters(), 1e-4)
     step = train_classifier.shared_step(classifier, optimizer)
     torch.manual_seed(7)
     for i in range(2 if frames else STEPS):

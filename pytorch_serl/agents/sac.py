@@ -27,7 +27,7 @@ from pytorch_serl.networks.actor_critic import (
     sample_tanh_normal,
 )
 from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
-from pytorch_serl.utils.device import DEVICE
+from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.distributed import average_gradients, of_whole_batch, whole_batch
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
@@ -119,9 +119,8 @@ class SACAgent(PixelAgent):
         self.online.to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        fused = self.device.type in ("cuda", "cpu")
         self.optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=lr, fused=fused)
+            name: make_adam(module.parameters(), lr)
             for name, module in (("online", self.online), ("actor", self.actor), ("temperature", self.temperature))
         }
 

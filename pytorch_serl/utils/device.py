@@ -1,6 +1,7 @@
 """Where tensors live: CUDA, then Apple MPS, then the CPU."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -25,6 +26,12 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} is not usable here ({reason}); use --device auto or cpu") from error
     return device
+
+
+def make_adam(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam over parameters on one device, as one fused kernel on CUDA and the CPU."""
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=parameters[0].device.type in ("cuda", "cpu"))
 
 
 DEVICE = pick_device()
