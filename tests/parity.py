@@ -203,22 +203,24 @@ def losses_of(agent: SACAgent, batch: dict, noise: dict) -> tuple[dict, dict, di
     enc = agent._encode(prepared, for_actor=True)
     losses, info = agent._critic_losses(prepared, enc, noise["critic_next"])
     losses["actor"], _ = agent._actor_loss(enc["obs_actor"], noise["actor"])
-    losses["temperature"], _ = agent._temperature_loss(enc["next_actor"], noise["temp_next"])
+    losses["temperature"], _ = agent._temperature_loss(enc, noise["temp_next"])
     return losses, info, prepared, enc
 
 
 def compare_losses(table: Table, agent: SACAgent, batch: dict, noise: dict) -> dict:
     """Samples, targets and losses; and that `update` reports the same losses. Returns the losses, with graph."""
     losses, info, prepared, enc = losses_of(agent, batch, noise)
-    for name, encoding in (("critic_next", "next_actor"), ("temp_next", "next_actor"), ("actor", "obs_actor")):
-        action, log_prob = sample_tanh_normal(*agent.actor(enc[encoding]), noise[name])
+    next_policy = enc["next_mean"], enc["next_std"]
+    policies = {"critic_next": next_policy, "temp_next": next_policy, "actor": agent.actor(enc["obs_actor"])}
+    for name, policy in policies.items():
+        action, log_prob = sample_tanh_normal(*policy, noise[name])
         table.compare(f"noise/{name}/action", action, FORWARD)
         table.compare(f"noise/{name}/log_prob", log_prob, LOSS)
-    next_action, _ = sample_tanh_normal(*agent.actor(enc["next_actor"]), noise["critic_next"])
+    next_action, _ = sample_tanh_normal(*next_policy, noise["critic_next"])
     next_qs = agent.target["critic"](enc["next_target"], next_action)
     table.compare("aux/target_next_qs", next_qs, FORWARD)
     table.compare("aux/target_q", prepared["rewards"] + agent.discount * prepared["masks"] * next_qs.amin(0), FORWARD)
-    action, _ = sample_tanh_normal(*agent.actor(enc["obs_actor"]), noise["actor"])
+    action, _ = sample_tanh_normal(*policies["actor"], noise["actor"])
     table.compare("aux/actor_qs", agent.critic(enc["obs_actor"], action), FORWARD)
     compare_reported_mean(table, "aux/target_q", info["target_q"])
     if agent.num_grippers:

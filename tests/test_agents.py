@@ -509,7 +509,7 @@ def test_dropout_acts_in_the_actors_passes_only():
     agent = make_agent(cameras=["image"], arms=1)
     prepared = agent._prepare(make_batch(agent), augment=False)
     first, second = (agent._encode(prepared, for_actor=True) for _ in range(2))
-    assert {k for k in first if not torch.equal(first[k], second[k])} == {"next_actor", "obs_actor"}
+    assert {k for k in first if not torch.equal(first[k], second[k])} == {"next_mean", "next_std", "obs_actor"}
     obs = make_obs(agent, 2, np.random.default_rng(0))
     assert np.array_equal(agent.sample_actions(obs, argmax=True), agent.sample_actions(obs, argmax=True))
 
@@ -530,7 +530,7 @@ def test_fast_dropout_is_dropout():
     dropped = (out == 0).float()
     assert torch.allclose(out, x / 0.9 * (1 - dropped), rtol=1e-4)
     assert abs(dropped.mean() - 0.1) < 5 * (0.09 / x.numel()) ** 0.5
-    lanes = dropped.view(-1, 4)  # the four entries that share one draw are independent
+    lanes = dropped.T.reshape(-1, 4)  # the four entries that share one draw are independent
     assert (lanes.mean(0) - 0.1).abs().max() < 5 * (0.09 / len(lanes)) ** 0.5
     assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 5 / len(lanes) ** 0.5
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pytorch_serl.agents.sac import SACHybridAgent
-from pytorch_serl.data.replay_buffer import FRAME_SLACK, ReplayBuffer, concat_batches
+from pytorch_serl.data.replay_buffer import FRAME_SLACK, ReplayBuffer, sample_each
 from pytorch_serl.networks.resnet import ResNet10
 
 CAMERAS = ("image", "wrist")
@@ -459,11 +459,11 @@ def test_other_errors():
             ReplayBuffer(5, ["image"]).allocate({"image": image}, 2)
 
 
-def test_batches_are_joined_key_by_key():
-    first, second = (fill(ReplayBuffer(9, CAMERAS, seed=s), names([s])) for s in (0, 1))
-    one, two = first.sample(3), second.sample(2)
-    joined = concat_batches(one, two)
-    assert decode(joined) == decode(one) + decode(two) and joined["rewards"].shape == (5,)
+def test_a_batch_of_several_buffers_is_their_samples_one_after_the_other():
+    buffers = [fill(ReplayBuffer(9, CAMERAS, seed=s), names([s])) for s in (0, 1, 0, 1)]
+    joined = sample_each(buffers[:2], 3)
+    assert decode(joined) == [row for buffer in buffers[2:] for row in decode(buffer.sample(3))]
+    assert joined["rewards"].shape == (6,)
 
 
 # ---------------------------------------------------------------- features instead of images

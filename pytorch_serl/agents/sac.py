@@ -184,7 +184,7 @@ class SACAgent(PixelAgent):
             if train_actor:
                 actor_loss, actor_info = self._actor_loss(enc["obs_actor"], noise["actor"])
                 losses["actor"] = sac_weight * actor_loss
-                losses["temperature"], temperature_info = self._temperature_loss(enc["next_actor"], noise["temp_next"])
+                losses["temperature"], temperature_info = self._temperature_loss(enc, noise["temp_next"])
                 info |= actor_info | temperature_info
             if clone_weight:
                 clone_loss, clone_info = self._clone_loss(batch, enc["obs"], advantage_share * advantage_weighted)
@@ -220,7 +220,7 @@ class SACAgent(PixelAgent):
     def _critic_loss(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
         """(Q_i(s, a) - y)^2, y = r + discount * mask * min_i Q'_i(s', a'), a' ~ pi(s'); SAC eq. 5 without entropy."""
         with torch.no_grad():
-            next_action, _ = sample_tanh_normal(*self.actor(enc["next_actor"]), noise)
+            next_action, _ = sample_tanh_normal(enc["next_mean"], enc["next_std"], noise)
             next_q = self.target["critic"](enc["next_target"], next_action).amin(0)  # (E, B) -> (B,)
             target_q = (batch["rewards"] + self.discount * batch["masks"] * next_q).clamp(*self.q_range)
         q = self.critic(enc["obs"], batch["arm_actions"])  # (E, B)
@@ -240,10 +240,10 @@ class SACAgent(PixelAgent):
         loss = (self.temperature().detach() * log_prob - q).mean()
         return loss, {"policy_std": std.detach().mean(), "saturation": (action.detach().abs() > 0.99).float().mean()}
 
-    def _temperature_loss(self, encoding: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+    def _temperature_loss(self, enc: Tensors, noise: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
         """temperature * (entropy - target_entropy), entropy of actions drawn at the next observations; SAC eq. 18."""
         with torch.no_grad():
-            _, log_prob = sample_tanh_normal(*self.actor(encoding), noise)
+            _, log_prob = sample_tanh_normal(enc["next_mean"], enc["next_std"], noise)
             entropy = -log_prob.mean()
         temperature = self.temperature()
         return temperature * (entropy - self.target_entropy), {"entropy": entropy, "temperature": temperature.detach()}
@@ -280,7 +280,10 @@ class SACAgent(PixelAgent):
     # ---------------------------------------------------------------- from batch to encodings
 
     def _encode(self, batch: dict, for_actor: bool, for_next: bool = True) -> Tensors:
-        """Every encoding (B, D) that one update needs: `obs` with gradient, the rest without; dropout for the actor."""
+        """Every encoding (B, D) that one update needs: `obs` with gradient, the rest without; dropout for the actor.
+
+        Of the next observation in the actor's pass only the policy is needed: `next_mean` and `next_std` (B, A).
+        """
         pooled = self.encoder.pool(batch["observations"])
         encodings = {"obs": self.encoder(pooled)}
         with torch.no_grad():
@@ -288,7 +291,8 @@ class SACAgent(PixelAgent):
                 encodings["obs_actor"] = self.encoder(pooled, dropout=True)
             if for_next:  # cloning alone looks at no next observation
                 next_pooled = self.encoder.pool(batch["next_observations"])
-                encodings["next_actor"] = self.encoder(next_pooled, dropout=True)
+                policy = self.actor(self.encoder(next_pooled, dropout=True))
+                encodings["next_mean"], encodings["next_std"] = policy
                 target_encoder = self.target["encoder"]
                 encodings["next_target"] = target_encoder(target_encoder.pool(batch["next_observations"]))
                 if self.num_grippers:

@@ -9,11 +9,13 @@ backbone's float16 (views, 512, 16) from `agent.encode_frames`, of which samplin
 import json
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 
+Rows = tuple[np.ndarray, np.ndarray]  # an array, and which of its rows
 FRAME_SLACK = 1.01  # frame slots per transition: one frame each, plus one at every episode's start
 
 
@@ -156,12 +158,7 @@ class ReplayBuffer:
         Returns: `observations`, `next_observations` (images (B, ...) uint8 or float16 features (B, 512, 16); `state`
             (B, D) float32 where there is one), `actions` (B, A), `rewards`, `masks`, `dones`, `grasp_penalty` (B,).
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
-        with self._lock:
-            if not len(self):
-                raise ValueError("the buffer is empty")
-            return self._batch(self._rng.integers(self._tail, self._count, batch_size))
+        return sample_each([self], batch_size)
 
     def in_order(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """Every transition once, oldest first, as `sample` returns them (the last batch may be smaller).
@@ -173,31 +170,36 @@ class ReplayBuffer:
             with self._lock:
                 start = max(start, self._tail)  # another thread may have overwritten what would be next
                 numbers = np.arange(start, min(start + batch_size, end))
-                batch = self._batch(numbers, draw_views=False) if len(numbers) else None
+                batch = _copy([self._rows(numbers, draw_views=False)]) if len(numbers) else None
             if batch is not None:
                 yield batch
             start += batch_size
 
-    def _batch(self, numbers: np.ndarray, draw_views: bool = True) -> dict[str, Any]:
-        """The transitions of these numbers (B,), counted from the first one ever added."""
-        c = {k: torch.from_numpy(v[numbers % self.capacity]) for k, v in self._columns.items()}
-        obs, next_obs = (self._images(c[k].numpy(), draw_views) for k in ("frame", "next_frame"))
-        return {
-            "observations": obs, "next_observations": next_obs, "actions": c["action"], "rewards": c["reward"],
-            "masks": c["mask"], "dones": c["done"], "grasp_penalty": c["grasp_penalty"],
-        }  # fmt: skip
+    def _draw(self, batch_size: int) -> dict[str, Any]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
+        if not len(self):
+            raise ValueError("the buffer is empty")
+        return self._rows(self._rng.integers(self._tail, self._count, batch_size))
 
-    def _images(self, frames: np.ndarray, draw_views: bool) -> dict[str, torch.Tensor]:
-        """The stored rows of frame numbers (B,); of stored features one view per sample, the same for all cameras."""
+    def _rows(self, numbers: np.ndarray, draw_views: bool = True) -> dict[str, Any]:
+        """Where the transitions of these numbers (B,), counted from the first one ever added, lie: (array, rows)."""
+        columns, rows = self._columns, numbers % self.capacity
+        obs, next_obs = (self._image_rows(columns[k][rows], draw_views) for k in ("frame", "next_frame"))
+        names = {"actions": "action", "rewards": "reward", "masks": "mask", "dones": "done"}
+        names["grasp_penalty"] = "grasp_penalty"
+        return {"observations": obs, "next_observations": next_obs} | {k: (columns[v], rows) for k, v in names.items()}
+
+    def _image_rows(self, frames: np.ndarray, draw_views: bool) -> dict[str, Rows]:
+        """Where frame numbers (B,) lie; of stored features one view per sample, the same for all cameras."""
         slots, view, images = frames % self.num_slots, None if draw_views else 0, {}
         for key, stored in self._frames.items():
             if stored.dtype != np.float16:  # frames, the state
-                images[key] = torch.from_numpy(np.take(stored, slots, axis=0))
+                images[key] = stored, slots
                 continue
             views = stored.shape[1]
             view = self._rng.integers(0, views, len(frames)) if view is None else view
-            rows = stored.reshape(-1, *stored.shape[2:])  # (slots * views, 512, 16), no copy
-            images[key] = torch.from_numpy(np.take(rows, slots * views + view, axis=0))
+            images[key] = stored.reshape(-1, *stored.shape[2:]), slots * views + view  # (slots * views, 512, 16)
         return images
 
     # ---------------------------------------------------------------- saving
@@ -258,8 +260,24 @@ def _need(name: str, content: dict[str, Any], keys: Iterable[str]) -> None:
         raise ValueError(f"{name}: got {sorted(content)}, wanted {missing} as well")
 
 
-def concat_batches(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two batches one after the other, key by key (RLPD's half online, half demos)."""
-    return {
-        k: concat_batches(v, second[k]) if isinstance(v, dict) else torch.cat([v, second[k]]) for k, v in first.items()
-    }
+def sample_each(buffers: list[ReplayBuffer], batch_size: int) -> dict[str, Any]:
+    """`batch_size` transitions of each buffer, one after the other in one batch; see `ReplayBuffer.sample`."""
+    with ExitStack() as locks:
+        for buffer in buffers:
+            locks.enter_context(buffer._lock)
+        return _copy([buffer._draw(batch_size) for buffer in buffers])
+
+
+def _copy(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What lies at the rows of each part, one part after the other, each row copied once."""
+    batch: dict[str, Any] = {}
+    for key, first in parts[0].items():
+        if isinstance(first, dict):
+            batch[key] = _copy([part[key] for part in parts])
+            continue
+        array, ends = first[0], np.cumsum([len(part[key][1]) for part in parts])
+        joined = np.empty((ends[-1], *array.shape[1:]), array.dtype)
+        for part, place in zip(parts, np.split(joined, ends[:-1])):
+            np.take(*part[key], axis=0, out=place, mode="clip")  # the default mode would copy through a buffer
+        batch[key] = torch.from_numpy(joined)
+    return batch

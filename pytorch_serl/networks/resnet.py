@@ -89,17 +89,17 @@ class ResNet10(nn.Module):
 
 
 def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Dropout, `x.numel()` divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
+    """Dropout of (B, D), B * D divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
 
     There PyTorch's own mask, one serial draw per element, takes longer than the Dense that follows. The rate is
     rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     dropped = round(rate * 2**16)
-    kept = torch.ge(draws.view(torch.int16).view(x.shape), dropped - 2**15, out=torch.empty_like(x))  # 0.0 or 1.0
-    return x * kept.mul_(2**16 / (2**16 - dropped))
+    kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(x.numel()))  # 0.0 or 1.0
+    return kept.mul_(2**16 / (2**16 - dropped)).view(x.shape[::-1]).T.mul_(x)  # in the layout of `ImageHead.pool`
 
 
 class ImageHead(nn.Module):
@@ -120,16 +120,19 @@ class ImageHead(nn.Module):
         self.dropout = dropout
 
     def pool(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, 512, 16) -> (B, 4096); index = 8 * channel + embedding."""
-        # channel-first batched product: the channels are the batch of many small matrix products
-        pooled = torch.bmm(feature_map.transpose(0, 1), self.embeddings)  # (512, B, 8)
-        return pooled.transpose(0, 1).reshape(feature_map.shape[0], -1)
+        """(B, 512, 16) -> (B, 4096); index = 8 * channel + embedding. In memory the batch comes last.
+
+        One product per channel, whose rows are long that way, and which leaves what `bottleneck` can read as it is.
+        """
+        pooled = torch.bmm(self.embeddings.transpose(1, 2), feature_map.permute(1, 2, 0))  # (512, 8, B)
+        return pooled.flatten(0, 1).T
 
     def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
         """(B, 4096) -> (B, 256). Dropout acts only where the caller asks (the actor's training pass)."""
         if dropout and self.dropout:
             pooled = of_whole_batch(lambda x: fast_dropout(x, self.dropout), pooled)
-        return torch.tanh(self.norm(self.bottleneck(pooled)))
+        dense = torch.addmm(self.bottleneck.bias[:, None], self.bottleneck.weight, pooled.T)  # (256, B), as pooled lies
+        return torch.tanh(self.norm(dense.T))
 
 
 def check_image_keys(image_keys: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
-from pytorch_serl.data.replay_buffer import ReplayBuffer, concat_batches
+from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
@@ -80,11 +80,8 @@ class Learner:
     def sample(self, batch_size: int) -> dict[str, Any]:
         """RLPD's batch: half online, half demos; `is_demo` marks the half that the cloning term reads."""
         half = batch_size // 2
-        online, demo = self.online.sample(half), self.demo.sample(half)
-        return concat_batches(
-            online | {"is_demo": torch.zeros(half)},
-            demo | {"is_demo": torch.ones(half)},
-        )
+        is_demo = torch.cat([torch.zeros(half), torch.ones(half)])
+        return sample_each([self.online, self.demo], half) | {"is_demo": is_demo}
 
     # ---------------------------------------------------------------- learning
 
