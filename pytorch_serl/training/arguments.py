@@ -51,7 +51,7 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     run.add_argument("--eval_every", type=int, default=eval_every, help=f"{unit}s between evaluations")
     run.add_argument("--eval_episodes", type=int, help="default 20 during training (50 in the built-in "
                      "task, where they are cheap), 100 in the final evaluation")  # fmt: skip
-    run.add_argument("--stop_at", type=float, default=0.97,
+    run.add_argument("--stop_at", type=float, default=0.98,
                      help="stop at this success rate; an evaluation that reaches it goes on over twice "
                      "as many other episodes, and all of them count")  # fmt: skip
     run.add_argument("--seed", type=int, default=0)
