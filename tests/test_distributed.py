@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed"),
     pytest.mark.usefixtures("empty_home"),
 ]
+LR = 3e-4  # of the agents
 SECONDS = 300  # until something that hangs is called so
 CASES = [*worker.CASES, "classifier", "classifier frames"]
 CASES += [name + worker.DOUBLE for name in CASES]
@@ -56,9 +57,9 @@ def flat(tree, prefix=""):
 
 
 def assert_close(a, b, tolerance=1e-5, exceptions=1e-5):
-    """Every entry within `tolerance`; a share of `exceptions` within ten times that.
+    """Every entry within `tolerance`; a share of `exceptions` within what Adam moves in opposite directions.
 
-    In float32 few gradients are as small as Adam's epsilon, and there rounding becomes a part of a step.
+    In float32 the gradients of few entries are so small that rounding decides on their sign.
     """
     a, b = flat(a), flat(b)
     assert a.keys() == b.keys() and a
@@ -66,7 +67,7 @@ def assert_close(a, b, tolerance=1e-5, exceptions=1e-5):
     worst = max(apart, key=lambda name: apart[name].max())
     beyond = sum(int((x > tolerance).sum()) for x in apart.values())
     assert beyond <= exceptions * sum(x.numel() for x in apart.values()), (worst, apart[worst].max(), beyond)
-    assert apart[worst].max() <= tolerance * (10 if exceptions else 1), (worst, apart[worst].max())
+    assert apart[worst].max() <= (2 * LR * worker.STEPS if exceptions else tolerance), (worst, apart[worst].max())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
-from pytorch_serl.utils.distributed import of_whole_batch
+from pytorch_serl.utils.distributed import of_whole_batch, rank, rows_of, world_size
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,17 +89,18 @@ class ResNet10(nn.Module):
 
 
 def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Dropout of (B, D), B * D divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
+    """Dropout of (B, D), D divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
 
     There PyTorch's own mask, one serial draw per element, takes longer than the Dense that follows. The rate is
-    rounded to a multiple of 2^-16.
+    rounded to a multiple of 2^-16. Of several processes each draws for the whole batch, and takes its rows.
     """
     if x.device.type != "cpu":
-        return F.dropout(x, rate)
-    draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        return of_whole_batch(lambda x: F.dropout(x, rate), x)
+    draws = torch.empty(x.numel() * world_size() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = draws.view(x.shape[1], -1)[:, rows_of(rank())]  # (D, B): in the layout of `ImageHead.pool`
     dropped = round(rate * 2**16)
-    kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(x.numel()))  # 0.0 or 1.0
-    return kept.mul_(2**16 / (2**16 - dropped)).view(x.shape[::-1]).T.mul_(x)  # in the layout of `ImageHead.pool`
+    kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(draws.shape))  # 0.0 or 1.0
+    return kept.mul_(2**16 / (2**16 - dropped)).T.mul_(x)
 
 
 class ImageHead(nn.Module):
@@ -130,7 +131,7 @@ class ImageHead(nn.Module):
     def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
         """(B, 4096) -> (B, 256). Dropout acts only where the caller asks (the actor's training pass)."""
         if dropout and self.dropout:
-            pooled = of_whole_batch(lambda x: fast_dropout(x, self.dropout), pooled)
+            pooled = fast_dropout(pooled, self.dropout)
         dense = torch.addmm(self.bottleneck.bias[:, None], self.bottleneck.weight, pooled.T)  # (256, B), as pooled lies
         return torch.tanh(self.norm(dense.T))
 
