@@ -16,6 +16,9 @@ import numpy as np
 import torch
 
 Rows = tuple[np.ndarray, np.ndarray]  # an array, and which of its rows
+COLUMNS = {  # of a transition, and what they are called here; the last is optional
+    "actions": "action", "rewards": "reward", "masks": "mask", "dones": "done", "grasp_penalty": "grasp_penalty",
+}  # fmt: skip
 FRAME_SLACK = 1.01  # frame slots per transition: one frame each, plus one at every episode's start
 
 
@@ -81,10 +84,8 @@ class ReplayBuffer:
         Raises ValueError, and stores nothing, when a key is missing, a shape or dtype differs from the first
         transition's, an action leaves [-1, 1], or a number is not finite.
         """
-        names = {"action": "actions", "reward": "rewards", "mask": "masks", "done": "dones"}
-        _need("transition", transition, ("observations", "next_observations", *names.values()))
-        values = {name: np.asarray(transition[key], np.float32) for name, key in names.items()}
-        values["grasp_penalty"] = np.asarray(transition.get("grasp_penalty", 0.0), np.float32)
+        _need("transition", transition, ["observations", "next_observations", *list(COLUMNS)[:4]])
+        values = {name: np.asarray(transition.get(key, 0.0), np.float32) for key, name in COLUMNS.items()}
         groups = {name: self._frame(transition[name]) for name in ("observations", "next_observations")}
         if not (np.abs(values["action"]) <= 1.0).all():
             raise ValueError(f"action {values['action']} has entries outside [-1, 1] or NaN")
@@ -184,11 +185,10 @@ class ReplayBuffer:
 
     def _rows(self, numbers: np.ndarray, draw_views: bool = True) -> dict[str, Any]:
         """Where the transitions of these numbers (B,), counted from the first one ever added, lie: (array, rows)."""
-        columns, rows = self._columns, numbers % self.capacity
-        obs, next_obs = (self._image_rows(columns[k][rows], draw_views) for k in ("frame", "next_frame"))
-        names = {"actions": "action", "rewards": "reward", "masks": "mask", "dones": "done"}
-        names["grasp_penalty"] = "grasp_penalty"
-        return {"observations": obs, "next_observations": next_obs} | {k: (columns[v], rows) for k, v in names.items()}
+        rows = numbers % self.capacity
+        obs, next_obs = (self._image_rows(self._columns[k][rows], draw_views) for k in ("frame", "next_frame"))
+        columns = {key: (self._columns[name], rows) for key, name in COLUMNS.items()}
+        return {"observations": obs, "next_observations": next_obs} | columns
 
     def _image_rows(self, frames: np.ndarray, draw_views: bool) -> dict[str, Rows]:
         """Where frame numbers (B,) lie; of stored features one view per sample, the same for all cameras."""
