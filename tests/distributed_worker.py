@@ -35,7 +35,8 @@ CASES = {  # the agent's settings, and what each update is asked for
     "frames": ({"arms": 1, "cameras": ["image", "wrist"]}, SAC),
     "trained backbone": ({"arms": 0, "cameras": ["image"], "trainable_backbone": True}, SAC),
 }
-SLOW = {"frames": 2, "trained backbone": 2}  # cases on frames, and their number of updates
+CASES["trained backbone once"] = (CASES["trained backbone"][0], {**SAC})
+SLOW = {"frames": 2, "trained backbone": 2, "trained backbone once": 1}  # cases on frames, and their number of updates
 DRIFT, FAIL, DIE = 0.123, 0.124, 0.125  # learning rates that tell what shall go wrong in another process
 
 

@@ -28,8 +28,8 @@ SECONDS = 300  # until something that hangs is called so
 CASES = [*worker.CASES, "classifier", "classifier frames"]
 CASES += [name + worker.DOUBLE for name in CASES]
 FEW = ["one arm", "one arm in double", "awac in double", "classifier in double"]
-ROUNDED = "trained backbone"  # in float32 its rounding depends on the size of the batch
-OTHERS = [name for name in CASES if name not in (*FEW, ROUNDED)]
+ROUNDED = ("trained backbone", "trained backbone once")  # in float32 rounding decides some of their steps; see below
+OTHERS = [name for name in CASES if name not in (*FEW, *ROUNDED)]
 
 
 def torchrun(script, *words, processes=2):
@@ -110,12 +110,24 @@ def test_so_are_those_of_the_other_cases(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(raises=AssertionError, reason="missed since pooled features lie with the batch last; see docs")
-def test_so_are_those_of_a_trained_backbone(tmp_path):
-    done = run("tests/distributed_worker.py", tmp_path, ROUNDED)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    assert_case_is_that_of_one_process(tmp_path, ROUNDED)
+def test_a_trained_backbone_gets_the_gradients_of_one_process(tmp_path):
+    """And takes its steps, but where the gradient is of rounding's size: Adam's step is as large there as elsewhere.
+
+    Such steps then open other ReLUs, by chance, and thousands of entries follow; between one and two threads of one
+    process it is the same. In float64 all agree (above).
+    """
+    name = "trained backbone once"
+    done = run("tests/distributed_worker.py", tmp_path, name)
+    assert done.returncode == 0, done.stderr
+    together, alone = load_checkpoint(tmp_path / f"{name}.pt")["state"], worker.run_case(name)["state"]
+    for module in ("online", "actor"):
+        parameters = zip(together["modules"][module].values(), alone["modules"][module].values())
+        states = [state["optimizers"][module]["state"].values() for state in (together, alone)]
+        for (p, q), (a, b) in zip(parameters, zip(*states, strict=True), strict=True):
+            a, b = (moment["exp_avg"] / (1 - 0.9) for moment in (a, b))  # after one step: the gradient
+            rounding = 2e-5 * b.abs().max()
+            assert (a - b).abs().max() <= rounding
+            assert (p - q)[b.abs() > rounding].abs().max() <= 1e-5
 
 
 # ---------------------------------------------------------------- the scripts
