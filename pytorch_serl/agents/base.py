@@ -15,6 +15,7 @@ from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 FRAMES_IN_CACHE = 16  # a CPU takes a third less for many frames in passes of so many, and for fewer all cameras in one
+ROW_GAP = 48  # entries between two rows of features; a multiple of a cache line
 
 
 def _tensor(x: Any) -> torch.Tensor:
@@ -23,6 +24,18 @@ def _tensor(x: Any) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"an observation holds a {type(x).__name__}; wanted arrays or tensors ({error})") from None
+
+
+def _float_features(x: torch.Tensor) -> torch.Tensor:
+    """Stored features (B, 512, 16) as float32; on a CPU with gaps between the rows.
+
+    `ImageHead.pool` reads the same channel of every row. A power of two apart, these would all be kept in the same few
+    places of the cache.
+    """
+    if x.device.type != "cpu":
+        return x.float()
+    rows = torch.empty(len(x), x.shape[1:].numel() + ROW_GAP)
+    return rows[:, :-ROW_GAP].view(x.shape).copy_(x)
 
 
 class PixelAgent:
@@ -56,7 +69,7 @@ class PixelAgent:
                 raise ValueError(
                     f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
                 )
-            out[key] = self._to_device(image) if is_image else self._to_device(image).float()
+            out[key] = self._to_device(image) if is_image else _float_features(self._to_device(image))
         if self.state_dim:
             state = self._to_device(_tensor(obs["state"]).float())
             if state.ndim != 2 or state.shape[-1] != self.state_dim:

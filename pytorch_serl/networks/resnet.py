@@ -99,8 +99,8 @@ def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     draws = torch.empty(x.numel() * world_size() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     draws = draws.view(x.shape[1], -1)[:, rows_of(rank())]  # (D, B): in the layout of `ImageHead.pool`
     dropped = round(rate * 2**16)
-    kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(draws.shape))  # 0.0 or 1.0
-    return kept.mul_(2**16 / (2**16 - dropped)).T.mul_(x)
+    kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(draws.shape)).T  # 0.0 or 1.0
+    return torch.addcmul(x.new_zeros(()), kept, x, value=2**16 / (2**16 - dropped))
 
 
 class ImageHead(nn.Module):
