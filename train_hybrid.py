@@ -172,7 +172,7 @@ class HybridTraining:
 
     def __init__(self, args, agent, demos, save_dir, env):
         self.args, self.agent, self.save_dir = args, agent, save_dir
-        self.eval_env, self.run_episodes = env, None  # here, in this process
+        self.eval_env, self.run_episodes = eval_env(args, env), None  # here, in this process
         self.waits = build.is_simulated(args.env) and not args.control_hz
         acting = {
             "seed": args.seed, "random_steps": args.random_steps, "control_hz": args.control_hz,
@@ -382,6 +382,12 @@ def make_env(args, demos):
     return env
 
 
+def eval_env(args, env):
+    """Where the policy is evaluated: in `env`, and beside it in others where they can be had and nobody else judges."""
+    plain = env is not None and args.reward == "env" and args.human == "scripted"
+    return build.side_by_side(env, args.env, args.setup_mode) if plain else env
+
+
 def main(argv=None):
     args = parse_args(argv)
     save_dir = Path(args.save_dir or SAVE_DIR)
@@ -420,7 +426,7 @@ def main(argv=None):
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)
-            report_evaluation(agent, env, eval_episodes(args, final=True), folder, seed=FINAL_SEED)
+            report_evaluation(agent, eval_env(args, env), eval_episodes(args, final=True), folder, seed=FINAL_SEED)
             return
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
@@ -440,7 +446,9 @@ def main(argv=None):
     print(f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
           f"(step {training.progress['best_step']:,})")  # fmt: skip
     agent.load(save_dir / BEST)
-    report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes)
+    report_evaluation(
+        agent, training.eval_env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
+    )
 
 
 if __name__ == "__main__":

@@ -282,6 +282,7 @@ def main(argv=None):
         env = build.make_env(args.env, args.setup_mode) if args.env else None
         if env:
             build.check_env(env, demos, args.env)
+            env = build.side_by_side(env, args.env, args.setup_mode)
 
         # networks and optimisers
         backbone, line = (None, f"backbone: as in {save_dir / LAST}") if args.resume else build.choose_backbone(

@@ -408,6 +408,48 @@ def test_a_hopeless_evaluation_ends_early(share, episodes):
     assert (result.successes, result.episodes) == (episodes // 2, episodes)
 
 
+class Uneven(TinyEnv):
+    """Episodes of one to four steps, every second one solved; the reward says how well an action fits the picture."""
+
+    def reset(self, *, seed=None, options=None):
+        self.length = 1 + seed % 4
+        self.obs, info = super().reset(seed=seed)
+        return self.obs, info
+
+    def step(self, action):
+        reward = -abs(action - fitting(self.obs)).sum()
+        self.obs, *_ = super().step(action)
+        solved = self.steps == self.length and self.solvable
+        return self.obs, reward, solved, self.steps == self.length and not solved, {"succeed": solved}
+
+
+class Fitting:
+    """Acts by the picture alone, in one observation and in many."""
+
+    num_grippers, image_keys, most = 1, ["image"], 0
+
+    def sample_actions(self, obs, argmax):
+        self.most = max(self.most, len(obs["image"]) if obs["image"].ndim == 4 else 1)
+        return fitting(obs)
+
+
+def fitting(obs):
+    six = obs["image"][..., 0, :2, :].reshape(*obs["image"].shape[:-3], 6)
+    return six.astype(np.float32) // 86 - 1
+
+
+@pytest.mark.parametrize("options", [{}, {"screen": 0.51}, {"record_episodes": 3}])
+def test_episodes_side_by_side_are_those_one_after_another(options):
+    policy = Fitting()
+    one = evaluate(policy, Uneven(), 27, **options)
+    assert policy.most == 1 and set(one.returns) == {0.0} and min(one.gripper_commands.values()) > 0
+    many = evaluate(policy, [Uneven() for _ in range(5)], 27, **options)
+    assert policy.most == 5 and len(many.frames) == len(one.frames)
+    assert all(map(np.array_equal, many.frames, one.frames))
+    one.frames = many.frames
+    assert many == one and one.episodes == (20 if "screen" in options else 27)
+
+
 def test_training_with_a_classifier(demos, tmp_path):
     classifier = RewardClassifier(["image"], device="cpu")
     classifier.threshold = 1.0  # never

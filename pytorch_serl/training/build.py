@@ -22,6 +22,7 @@ BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
 PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
 # short names that --env takes beside Gymnasium ids; these environments have a scripted expert
 ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}
+EVAL_ENVS = 10  # episodes of the built-in task that an evaluation runs at once
 OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
@@ -183,6 +184,15 @@ def make_env(name: str, setup_mode: str) -> gym.Env:
         return gym.make(env_id(name), **settings)
     except Exception as error:  # the package is the user's: anything can be wrong in it
         raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def side_by_side(env: gym.Env, name: str, setup_mode: str) -> list[gym.Env]:
+    """The environment that `make_env` made, and of the built-in task more alike: an evaluation's episodes at once.
+
+    A CPU takes a third less for the frames of ten observations together.
+    """
+    more = EVAL_ENVS - 1 if env_id(name) == BUILT_IN_ENV else 0
+    return [env, *(make_env(name, setup_mode) for _ in range(more))]
 
 
 def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:

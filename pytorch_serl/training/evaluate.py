@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,50 +66,76 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+class Episode:
+    """An unaided episode on its way."""
+
+    def __init__(self, env: gym.Env, seed: int, recorded: list[str]):
+        """`recorded`: the cameras of which pictures are kept, if any."""
+        self.env, self.recorded = env, recorded
+        self.total, self.steps, self.done, self.alone, self.solved = 0.0, 0, False, True, False
+        self.obs, _ = env.reset(seed=seed)
+        self.frames: list[np.ndarray] = []
+
+    def step(self, action: np.ndarray) -> None:
+        if self.recorded:
+            self.frames.append(camera_strip(self.obs, self.recorded))
+        self.obs, reward, terminated, truncated, info = self.env.step(action)
+        self.total, self.steps, self.done = self.total + float(reward), self.steps + 1, terminated or truncated
+        self.alone = self.alone and "intervene_action" not in info
+        if self.done:
+            self.solved = succeeded(info) and self.alone
+            if self.recorded:
+                self.frames += [camera_strip(self.obs, self.recorded, border=self.solved)] * 4
+
+
 def evaluate(
-    agent: Any, env: gym.Env, episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED, record_episodes: int = 0,
-    screen: float = 0.0,
+    agent: Any, env: gym.Env | list[gym.Env], episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED,
+    record_episodes: int = 0, screen: float = 0.0,
 ) -> Evaluation:  # fmt: skip
     """Run unaided episodes seeded seed, seed + 1, ...
 
     Args:
         agent: anything with `sample_actions(obs, argmax)`, and `image_keys` when episodes are recorded.
         env: `info["succeed"]` says at the end whether the episode succeeded, `info["intervene_action"]` that a human
-            acted, in which case the episode does not count as solved.
+            acted, in which case the episode does not count as solved. In several alike as many episodes run side by
+            side, and the agent acts in all of them at once.
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
         screen: end after SCREEN_EPISODES episodes where fewer than this share of them succeeded.
     Raises ContractError when the environment does not report success.
     """
-    successes, helped, steps_to_success, returns, commands, frames = 0, 0, [], [], {-1: 0, 0: 0, 1: 0}, []
-    grippers = getattr(agent, "num_grippers", 0)
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=seed + episode)
-        total, steps, done, alone = 0.0, 0, False, True
-        while not done:
-            if episode < record_episodes:
-                frames.append(camera_strip(obs, agent.image_keys))
-            action = agent.sample_actions(obs, argmax=argmax)
-            for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
-                commands[int(command)] += 1
-            obs, reward, terminated, truncated, info = env.step(action)
-            total, steps, done = total + float(reward), steps + 1, terminated or truncated
-            alone = alone and "intervene_action" not in info
-        solved = succeeded(info) and alone
-        if episode < record_episodes:
-            frames += [camera_strip(obs, agent.image_keys, border=solved)] * 4
-        returns.append(total)
-        helped += not alone
-        if solved:
-            successes += 1
-            steps_to_success.append(steps)
-        if episode + 1 == SCREEN_EPISODES and successes < screen * SCREEN_EPISODES:
+    envs = env if isinstance(env, list) else [env]
+    grippers, commands = getattr(agent, "num_grippers", 0), {-1: 0, 0: 0, 1: 0}
+    finished: list[Episode] = []
+    while (first := len(finished)) < episodes:
+        numbers = range(first, min(first + len(envs), episodes))
+        group = [Episode(e, seed + n, agent.image_keys if n < record_episodes else []) for e, n in zip(envs, numbers)]
+        while running := [episode for episode in group if not episode.done]:
+            for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
+                for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
+                    commands[int(command)] += 1
+                episode.step(action)
+        finished += group
+        screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
+        if first < SCREEN_EPISODES <= len(finished) and screened < screen * SCREEN_EPISODES:
             break
-    return Evaluation(successes, episode + 1, steps_to_success, returns, commands if grippers else {}, helped, frames)
+    solved = [episode.steps for episode in finished if episode.solved]
+    return Evaluation(
+        len(solved), len(finished), solved, [episode.total for episode in finished], commands if grippers else {},
+        sum(not episode.alone for episode in finished), [frame for episode in finished for frame in episode.frames],
+    )  # fmt: skip
+
+
+def _actions(agent: Any, observations: list[dict[str, np.ndarray]], argmax: bool) -> Iterable[np.ndarray]:
+    """One action for each observation, from one pass."""
+    if len(observations) == 1:
+        return [agent.sample_actions(observations[0], argmax=argmax)]
+    batch = {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+    return agent.sample_actions(batch, argmax=argmax)
 
 
 def evaluate_to_stop(
-    agent: Any, env: gym.Env | None, episodes: int, stop_at: float, screen: float = 0.0,
+    agent: Any, env: gym.Env | list[gym.Env] | None, episodes: int, stop_at: float, screen: float = 0.0,
     run: Callable[..., Evaluation] | None = None,
 ) -> tuple[Evaluation, bool]:  # fmt: skip
     """An evaluation during training; one that reaches `stop_at` goes on over twice as many other episodes.
@@ -181,7 +207,7 @@ def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int = 2) -> 
 
 
 def report_evaluation(
-    agent: Any, env: gym.Env | None, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED,
+    agent: Any, env: gym.Env | list[gym.Env] | None, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED,
     run: Callable[..., Evaluation] | None = None,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif.
