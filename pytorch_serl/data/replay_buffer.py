@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 Rows = tuple[np.ndarray, np.ndarray]  # an array, and which of its rows
-COLUMNS = {  # of a transition, and what they are called here; the last is optional
+COLUMNS = {  # of a transition, and what they are called here
     "actions": "action", "rewards": "reward", "masks": "mask", "dones": "done", "grasp_penalty": "grasp_penalty",
 }  # fmt: skip
+OPTIONAL = "grasp_penalty"  # 0 where there is none
 FRAME_SLACK = 1.01  # frame slots per transition: one frame each, plus one at every episode's start
 
 
@@ -84,7 +85,7 @@ class ReplayBuffer:
         Raises ValueError, and stores nothing, when a key is missing, a shape or dtype differs from the first
         transition's, an action leaves [-1, 1], or a number is not finite.
         """
-        _need("transition", transition, ["observations", "next_observations", *list(COLUMNS)[:4]])
+        _need("transition", transition, ["observations", "next_observations", *(k for k in COLUMNS if k != OPTIONAL)])
         values = {name: np.asarray(transition.get(key, 0.0), np.float32) for key, name in COLUMNS.items()}
         groups = {name: self._frame(transition[name]) for name in ("observations", "next_observations")}
         if not (np.abs(values["action"]) <= 1.0).all():
