@@ -66,7 +66,7 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-class Episode:
+class _Episode:
     """An unaided episode on its way."""
 
     def __init__(self, env: gym.Env, seed: int, recorded: list[str]):
@@ -106,10 +106,10 @@ def evaluate(
     """
     envs = env if isinstance(env, list) else [env]
     grippers, commands = getattr(agent, "num_grippers", 0), {-1: 0, 0: 0, 1: 0}
-    finished: list[Episode] = []
+    finished: list[_Episode] = []
     while (first := len(finished)) < episodes:
         numbers = range(first, min(first + len(envs), episodes))
-        group = [Episode(e, seed + n, agent.image_keys if n < record_episodes else []) for e, n in zip(envs, numbers)]
+        group = [_Episode(e, seed + n, agent.image_keys if n < record_episodes else []) for e, n in zip(envs, numbers)]
         while running := [episode for episode in group if not episode.done]:
             for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
                 for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
