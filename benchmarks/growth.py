@@ -9,7 +9,6 @@ measured in a process of its own, with one thread on a CPU.
 
 import multiprocessing as mp
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import work  # noqa: E402
-from measure import resident_bytes, synchronizer  # noqa: E402
+from measure import peak_bytes, resident_bytes, synchronizer  # noqa: E402
 from speed import environment, hardware, versions  # noqa: E402
 from timing import alternate, make_clock, spread  # noqa: E402
 
@@ -80,7 +79,7 @@ def measure(axis, value, device_name, seconds):
     if device.type == "cuda":
         point["mb"] = torch.cuda.max_memory_allocated() / 1e6
     elif start is not None:
-        point["mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start) / 1e6
+        point["mb"] = (peak_bytes() - start) / 1e6
     return point
 
 

@@ -9,6 +9,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -159,6 +160,12 @@ def resident_bytes() -> int | None:
     """Memory of this process that is really there; None where the system does not say it as Linux does."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+
+
+def peak_bytes() -> int | None:
+    """The most that `resident_bytes` ever was; `ru_maxrss` would begin with what the starting process had."""
+    status = Path("/proc/self/status")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 if status.exists() else None
 
 
 def measure_buffer(storage: str, cameras: int, plan: dict[str, Any]) -> dict[str, Any]:
