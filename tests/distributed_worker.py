@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_classifier  # noqa: E402
+from pytorch_serl.agents import base  # noqa: E402
 from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
 from pytorch_serl.networks.resnet import FEATURE_SHAPE  # noqa: E402
 from pytorch_serl.training import build  # noqa: E402
@@ -41,7 +42,7 @@ DRIFT, FAIL, DIE = 0.123, 0.124, 0.125  # learning rates that tell what shall go
 
 
 DOUBLE = " in double"
-AS_TENSOR, FLOAT = torch.as_tensor, torch.Tensor.float
+AS_TENSOR, FLOAT, FLOAT_FEATURES = torch.as_tensor, torch.Tensor.float, base._float_features
 
 
 def compute_in(dtype):
@@ -50,6 +51,7 @@ def compute_in(dtype):
     double = dtype is torch.float64
     torch.Tensor.float = torch.Tensor.double if double else FLOAT
     torch.as_tensor = as_double if double else AS_TENSOR
+    base._float_features = torch.Tensor.double if double else FLOAT_FEATURES
 
 
 def as_double(x, dtype=None, **options):

@@ -742,6 +742,17 @@ def test_float64_input_becomes_float32():
     assert agent.sample_actions(batch["observations"]).dtype == np.float32
 
 
+def test_an_agent_stays_float32_where_a_notebook_computes_in_float64():
+    agent = make_agent(cameras=["image"], arms=1)
+    batch = make_batch(agent)
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent.update(batch, clone_weight=1.0)
+        assert agent.sample_actions(batch["observations"]).dtype == np.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # ---------------------------------------------------------------- stored features
 
 

@@ -34,7 +34,7 @@ def _float_features(x: torch.Tensor) -> torch.Tensor:
     """
     if x.device.type != "cpu":
         return x.float()
-    rows = torch.empty(len(x), x.shape[1:].numel() + ROW_GAP)
+    rows = torch.empty(len(x), x.shape[1:].numel() + ROW_GAP, dtype=torch.float32)
     return rows[:, :-ROW_GAP].view(x.shape).copy_(x)
 
 
