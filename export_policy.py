@@ -4,7 +4,7 @@
     python export_policy.py --ckpt ./offline_ckpt/best.pt --demo_paths ./data/demos.pkl --output_dir ./robot
 
 Writes to --output_dir: policy.pt2, a torch.export program, and policy.onnx where the packages for it are installed
-(pip install -r requirements-export.txt). Both appear only after they acted as the agent does on --observations
+(pip install -r requirements/export.txt). Both appear only after they acted as the agent does on --observations
 observations; docs/export.md says which, and puts the policy on a robot.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pytorch_serl.training import export, export_check
+from pytorch_serl.export import check, policy
 from pytorch_serl.training.build import load_agent
 from pytorch_serl.training.run import Parser, make_writable_dir, print_settings, run_script, user_errors
 
@@ -27,10 +27,19 @@ def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--ckpt", required=True, help="best.pt of train_hybrid.py or train_offline.py")
     parser.add_argument("--output_dir", help="where the files go; default: beside the checkpoint")
-    parser.add_argument("--formats", nargs="+", choices=FILES, help="what to write; default: pt2, and onnx where its "
-                        "packages are installed")  # fmt: skip
-    parser.add_argument("--demo_paths", nargs="+", default=[], help="demo files with observations for the check; "
-                        "default: what the run beside the checkpoint recorded, or was trained on")  # fmt: skip
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FILES,
+        help="what to write; default: pt2, and onnx where its packages are installed",
+    )
+    parser.add_argument(
+        "--demo_paths",
+        nargs="+",
+        default=[],
+        help="demo files with observations for the check; default: what the run beside the checkpoint recorded, or "
+        "was trained on",
+    )
     parser.add_argument("--observations", type=int, default=1000, help="how many are compared")
     parser.add_argument("--overwrite", action="store_true", help="replace exported files")
     args = parser.parse_args(argv)
@@ -40,7 +49,7 @@ def parse_args(argv=None):
 
 def choose_formats(formats):
     """What to write. Raises ValueError where ONNX was asked for and cannot be had."""
-    missing = export.missing_for_onnx()
+    missing = policy.missing_for_onnx()
     if missing and "onnx" in (formats or ()):
         raise ValueError(f"--formats onnx: {missing}")
     if missing and formats is None:
@@ -57,29 +66,29 @@ def check_outputs(output_dir, formats, overwrite):
 
 def write(agent, folder, formats):
     """Both files from one program; returns their paths by format."""
-    paths, facts = {name: folder / FILES[name] for name in formats}, export.describe(agent)
-    program = export.make_program(agent)
+    paths, facts = {name: folder / FILES[name] for name in formats}, policy.describe(agent)
+    program = policy.make_program(agent)
     if "pt2" in paths:
-        export.save_program(paths["pt2"], program, facts)
+        policy.save_program(paths["pt2"], program, facts)
     if "onnx" in paths:
-        export.save_onnx(paths["onnx"], program, facts)
+        policy.save_onnx(paths["onnx"], program, facts)
     return paths
 
 
-def check(agent, paths, observations, source, tolerance):
+def verify(agent, paths, observations, source, tolerance):
     """Compare the files with the agent and print the figures. Raises ExportError where they differ."""
     with ExitStack() as stack:
         runners = {}
         if "pt2" in paths:
-            runners[FILES["pt2"]] = export_check.run_program(paths["pt2"])
+            runners[FILES["pt2"]] = check.run_program(paths["pt2"])
         if "onnx" in paths:
-            runners[FILES["onnx"]] = stack.enter_context(export_check.OnnxProcess(paths["onnx"]))
+            runners[FILES["onnx"]] = stack.enter_context(check.OnnxProcess(paths["onnx"]))
         progress = partial(tqdm, desc="comparing", unit="batch", mininterval=1)
-        results, gaps = export_check.compare(agent, runners, observations, tolerance, progress)
-    print(export_check.report(results, gaps, source))
+        results, gaps = check.compare(agent, runners, observations, tolerance, progress)
+    print(check.report(results, gaps, source))
     wrong = [name for name, result in results.items() if not result.same]
     if wrong:
-        raise export_check.ExportError(f"{', '.join(wrong)}: not the agent's actions, see above; nothing was written")
+        raise check.ExportError(f"{', '.join(wrong)}: not the agent's actions, see above; nothing was written")
 
 
 def main(argv=None):
@@ -91,14 +100,14 @@ def main(argv=None):
         agent = load_agent(args.ckpt)
         agent.check_finite()
         run_dir = Path(args.ckpt).parent
-        observations = export_check.gather(agent, args.demo_paths, run_dir, args.observations)
+        observations = check.gather(agent, args.demo_paths, run_dir, args.observations)
         check_outputs(output_dir, formats, args.overwrite)
-    print(f"policy: {export.describe(agent)}")
+    print(f"policy: {policy.describe(agent)}")
 
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export") as folder:
         paths = write(agent, Path(folder), formats)
-        with user_errors((export_check.ExportError, FloatingPointError)):
-            check(agent, paths, *observations)
+        with user_errors((check.ExportError, FloatingPointError)):
+            verify(agent, paths, *observations)
         for name, path in paths.items():
             os.replace(path, output_dir / FILES[name])
             print(f"wrote {output_dir / FILES[name]} ({(output_dir / FILES[name]).stat().st_size / 1e6:.0f} MB)")

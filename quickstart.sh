@@ -5,7 +5,7 @@
 # section 6): --batch_size 32, and --cta_ratio 1, which makes none that trains critics only.
 set -euo pipefail
 cd "$(dirname "$0")"
-source setup_venv.sh
+source requirements/setup_venv.sh
 setup_venv requirements.txt
 PYTHON="$VENV/bin/python"
 DATA="${DATA:-./data}" OUT="${OUT:-./hybrid_ckpt}"

@@ -2,6 +2,6 @@
 # Set up a virtual environment and run the fast tests. Arguments go to pytest: ./run_tests.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")"
-source setup_venv.sh
-setup_venv requirements-dev.txt
+source requirements/setup_venv.sh
+setup_venv requirements/dev.txt
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$VENV/bin/python" -m pytest -q -n auto --dist worksteal "$@"

@@ -31,9 +31,9 @@ from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE
+from pytorch_serl.scaling.torchrun import SharedStep, check_options
 from pytorch_serl.training.backbone import find_backbone, save_backbone
 from pytorch_serl.training.classifier_report import describe, mistakes_sheet, validation_report
-from pytorch_serl.training.parallel import SharedStep, check_options
 from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
@@ -69,8 +69,9 @@ def parse_args(argv=None):
     data.add_argument("--success_dir", required=True, help="directory of pickles with success frames")
     data.add_argument("--failure_dir", required=True, help="directory of pickles with failure frames")
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to look at, one or several")
-    data.add_argument("--val_fraction", type=float, default=0.2,
-                      help="share of each class's files or episodes held back")  # fmt: skip
+    data.add_argument(
+        "--val_fraction", type=float, default=0.2, help="share of each class's files or episodes held back"
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True, help="directory that the run is written to")
     run.add_argument("--resume", action="store_true", help="continue the run in --output_dir where it stopped")
@@ -81,23 +82,34 @@ def parse_args(argv=None):
     train = parser.add_argument_group("training")
     train.add_argument("--batch_size", type=int, default=64, help="frames, half of each class (even; original: 256)")
     train.add_argument("--num_epochs", type=int, default=150, help="passes over the larger class of training frames")
-    train.add_argument("--patience", type=int, default=20,
-                       help="stop after so many epochs without a better validation loss")  # fmt: skip
+    train.add_argument(
+        "--patience", type=int, default=20, help="stop after so many epochs without a better validation loss"
+    )
     train.add_argument("--lr", type=float, default=1e-4, help="Adam's; 1e-4 in the original's code, 3e-4 in the paper")
     train.add_argument("--dropout", type=float, default=0.1, help="rate (original: 0.1)")
-    train.add_argument("--crop_views", type=int, default=4,
-                       help="frozen backbone: crops of each frame whose features are computed once, the frame as it "
-                            "is included")  # fmt: skip
-    train.add_argument("--max_fpr", type=float, default=0.01,
-                       help="the threshold saved is the lowest from 0.5 on at which at most this share of the "
-                            "validation failures is called a success")  # fmt: skip
+    train.add_argument(
+        "--crop_views",
+        type=int,
+        default=4,
+        help="frozen backbone: crops of each frame whose features are computed once, the frame as it is included",
+    )
+    train.add_argument(
+        "--max_fpr",
+        type=float,
+        default=0.01,
+        help="the threshold saved is the lowest from 0.5 on at which at most this share of the validation failures is "
+        "called a success",
+    )
     back = parser.add_argument_group("backbone")
-    back.add_argument("--backbone",
-                      help="ResNet-10 to start from: HIL-SERL's resnet10_params.pkl or a backbone.pt; None: "
-                           "~/.serl/resnet10_params.pkl where it exists, else random")  # fmt: skip
+    back.add_argument(
+        "--backbone",
+        help="ResNet-10 to start from: HIL-SERL's resnet10_params.pkl or a backbone.pt; None: "
+        "~/.serl/resnet10_params.pkl where it exists, else random",
+    )
     back.add_argument("--download_backbone", action="store_true", help="fetch the published ResNet-10 first (21 MB)")
-    back.add_argument("--train_backbone", action="store_true",
-                      help="train the ResNet-10 too, one for all cameras; slow on a CPU")  # fmt: skip
+    back.add_argument(
+        "--train_backbone", action="store_true", help="train the ResNet-10 too, one for all cameras; slow on a CPU"
+    )
     return parser.parse_args(argv)
 
 
@@ -190,8 +202,12 @@ def shared_step(classifier, optimizer):
 def make_shared_step(state, device):
     """`shared_step` in the other processes, from the first one's state."""
     content = state["classifier"]
-    classifier = RewardClassifier(content["image_keys"], dropout=content["dropout"],
-                                  trainable_backbone=content["trainable_backbone"], device=device)  # fmt: skip
+    classifier = RewardClassifier(
+        content["image_keys"],
+        dropout=content["dropout"],
+        trainable_backbone=content["trainable_backbone"],
+        device=device,
+    )
     classifier.load_checkpoint(content)
     optimizer = make_adam(classifier.trainable_parameters(), lr=0.0)  # the state brings its own
     optimizer.load_state_dict(state["optimizer"])
@@ -310,8 +326,13 @@ def main(args):
         if not resumed:
             backbone, line = find_backbone(args.backbone, download=args.download_backbone)
         print(line)
-        classifier = RewardClassifier(args.image_keys, backbone=backbone, dropout=args.dropout,
-                                      trainable_backbone=args.train_backbone, device=device)  # fmt: skip
+        classifier = RewardClassifier(
+            args.image_keys,
+            backbone=backbone,
+            dropout=args.dropout,
+            trainable_backbone=args.train_backbone,
+            device=device,
+        )
         if resumed:
             classifier.load_checkpoint(resumed["classifier"], str(out / LAST))
         prepare_run_dir(out, args.resume, args.overwrite, OWN_FILES)
@@ -345,10 +366,16 @@ def main(args):
         logger = MetricLogger(out, progress["epoch"] if resumed else None)
 
     def snapshot():
-        return copy.deepcopy({
-            "classifier": classifier.checkpoint(), "optimizer": optimizer.state_dict(), "rng": rng_state(),
-            "progress": progress, "settings": vars(args), "data": data_code,
-        })  # fmt: skip
+        return copy.deepcopy(
+            {
+                "classifier": classifier.checkpoint(),
+                "optimizer": optimizer.state_dict(),
+                "rng": rng_state(),
+                "progress": progress,
+                "settings": vars(args),
+                "data": data_code,
+            }
+        )
 
     # the loop
     state = snapshot()  # of the end of the last whole epoch; an interrupted epoch is run again
@@ -366,10 +393,17 @@ def main(args):
                 classifier.threshold = report["at_threshold"]["threshold"]
                 classifier.validation = report | {"epoch": progress["epoch"]}
                 classifier.save(out / BEST)
-            logger.log(progress["epoch"], {
-                "train/loss": loss, "train/accuracy": accuracy, "val/loss": report["loss"], "val/auc": report["auc"],
-                "val/accuracy": val_accuracy, "val/false_positive_rate": val_fpr,
-            })  # fmt: skip
+            logger.log(
+                progress["epoch"],
+                {
+                    "train/loss": loss,
+                    "train/accuracy": accuracy,
+                    "val/loss": report["loss"],
+                    "val/auc": report["auc"],
+                    "val/accuracy": val_accuracy,
+                    "val/false_positive_rate": val_fpr,
+                },
+            )
             state = snapshot()
             if progress["epoch"] % args.save_every == 0:
                 step.check()

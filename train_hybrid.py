@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pytorch_serl.data.demos import num_arms, num_grippers, read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
 from pytorch_serl.networks.classifier import RewardClassifier
+from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.arguments import (
@@ -38,7 +39,6 @@ from pytorch_serl.training.arguments import (
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
-from pytorch_serl.training.processes import LearnerError, RemoteLearner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
 from pytorch_serl.training.run import (
     BEST,
@@ -65,58 +65,129 @@ ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy"
 MAX_BEHIND = 50  # environment steps by which a learner may lag a simulation, which waits for it between episodes
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
 # a resumed run must agree in these to continue bit for bit
-FIXED = ("image_keys", "setup_mode", "env", "human", "reward", "success_frames", "success_state", "batch_size", "lr",
-         "discount", "cta_ratio", "cycles_per_step", "pretrain_steps", "clone_steps", "clone_weight", "training_starts",
-         "random_steps", "imitate_successes", "buffer_capacity", "views", "train_backbone", "seed")  # fmt: skip
+FIXED = (
+    "image_keys",
+    "setup_mode",
+    "env",
+    "human",
+    "reward",
+    "success_frames",
+    "success_state",
+    "batch_size",
+    "lr",
+    "discount",
+    "cta_ratio",
+    "cycles_per_step",
+    "pretrain_steps",
+    "clone_steps",
+    "clone_weight",
+    "training_starts",
+    "random_steps",
+    "imitate_successes",
+    "buffer_capacity",
+    "views",
+    "train_backbone",
+    "seed",
+)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     data = add_data_arguments(parser, save_dir=None, env="built-in")
-    data.add_argument("--human", choices=("scripted", "env", "keyboard", "gamepad"), help="who corrects the "
-                      "policy: the scripted human, whoever the environment reports in info['intervene_action'], or you "
-                      "by keys in this terminal or with a gamepad; default: scripted with the built-in task and "
-                      "panda, else env")  # fmt: skip
-    data.add_argument("--reward", choices=("env", "classifier", "human"), default="env", help="where success comes "
-                      "from; human: from your key or button alone")  # fmt: skip
-    data.add_argument("--confirm", action="store_true", help="with --human keyboard or gamepad: what the "
-                      "environment or the classifier calls success counts only when you agree")  # fmt: skip
+    data.add_argument(
+        "--human",
+        choices=("scripted", "env", "keyboard", "gamepad"),
+        help="who corrects the policy: the scripted human, whoever the environment reports in "
+        "info['intervene_action'], or you by keys in this terminal or with a gamepad; default: scripted with the "
+        "built-in task and panda, else env",
+    )
+    data.add_argument(
+        "--reward",
+        choices=("env", "classifier", "human"),
+        default="env",
+        help="where success comes from; human: from your key or button alone",
+    )
+    data.add_argument(
+        "--confirm",
+        action="store_true",
+        help="with --human keyboard or gamepad: what the environment or the classifier calls success counts only when "
+        "you agree",
+    )
     data.add_argument("--classifier_ckpt", help="best.pt of train_classifier.py, for --reward classifier")
-    data.add_argument("--success_frames", type=int, default=1, help="with --reward classifier: so many frames in a row "
-                      "have to look like success")  # fmt: skip
-    data.add_argument("--success_state", nargs="+", default=[], metavar="CONDITION", help="with --reward classifier: "
-                      "conditions of the state besides, entry, < or >, value: '2>0.04'")  # fmt: skip
+    data.add_argument(
+        "--success_frames",
+        type=int,
+        default=1,
+        help="with --reward classifier: so many frames in a row have to look like success",
+    )
+    data.add_argument(
+        "--success_state",
+        nargs="+",
+        default=[],
+        metavar="CONDITION",
+        help="with --reward classifier: conditions of the state besides, entry, < or >, value: '2>0.04'",
+    )
     learn = add_learning_arguments(parser, unit="environment step", batch_help="half demos, half online")
     learn.add_argument("--cta_ratio", type=int, default=2, help="critic updates per actor update")
     learn.add_argument(
         "--cycles_per_step", type=int, default=1, help="cycles of cta_ratio updates per environment step"
     )
     learn.add_argument("--init_ckpt", help="start from this agent (train_offline.py's best.pt) instead of pretraining")
-    learn.add_argument("--pretrain_steps", type=int, default=1000, help="updates on the demos before step 0: "
-                       "cloning, critics trained beside it; 0 starts from nothing, as the original does")  # fmt: skip
-    learn.add_argument("--clone_weight", type=float, default=20.0, help="weight of the cloning term at the start, next "
-                       "to Q-values of at most 1")  # fmt: skip
-    learn.add_argument("--clone_steps", type=int, default=20_000, help="environment steps over which the cloning term "
-                       "fades to nothing (it is there only after --init_ckpt or pretraining)")  # fmt: skip
-    learn.add_argument("--imitate_successes", action=argparse.BooleanOptionalAction, help="keep episodes that the "
-                       "policy solved alone beside the demos (self-imitation, arXiv 1806.05635); default: only without "
-                       "the scripted human")  # fmt: skip
-    learn.add_argument("--training_starts", type=int, help="online steps before the first update; default 1000, "
-                       "100 after --init_ckpt or pretraining")  # fmt: skip
-    learn.add_argument("--random_steps", type=int, help="steps with random actions; default 1000, 0 after --init_ckpt "
-                       "or pretraining")  # fmt: skip
+    learn.add_argument(
+        "--pretrain_steps",
+        type=int,
+        default=1000,
+        help="updates on the demos before step 0: cloning, critics trained beside it; 0 starts from nothing, as the "
+        "original does",
+    )
+    learn.add_argument(
+        "--clone_weight",
+        type=float,
+        default=20.0,
+        help="weight of the cloning term at the start, next to Q-values of at most 1",
+    )
+    learn.add_argument(
+        "--clone_steps",
+        type=int,
+        default=20_000,
+        help="environment steps over which the cloning term fades to nothing (it is there only after --init_ckpt or "
+        "pretraining)",
+    )
+    learn.add_argument(
+        "--imitate_successes",
+        action=argparse.BooleanOptionalAction,
+        help="keep episodes that the policy solved alone beside the demos (self-imitation, arXiv 1806.05635); "
+        "default: only without the scripted human",
+    )
+    learn.add_argument(
+        "--training_starts",
+        type=int,
+        help="online steps before the first update; default 1000, 100 after --init_ckpt or pretraining",
+    )
+    learn.add_argument(
+        "--random_steps", type=int, help="steps with random actions; default 1000, 0 after --init_ckpt or pretraining"
+    )
     learn.add_argument("--buffer_capacity", type=int, default=200_000, help="transitions per buffer")
     add_vision_arguments(parser, views=4)
     control = parser.add_argument_group("control")
-    control.add_argument("--control_hz", type=float, help="environment steps per second to keep; default: the "
-                         "environment keeps its own time")  # fmt: skip
-    control.add_argument("--learner", choices=("inline", "process"), help="learn between two steps, the same from the "
-                         "same seed, or in a process of its own, so that no update delays an action; default: inline "
-                         "with the built-in task or panda and no --control_hz, else process")  # fmt: skip
+    control.add_argument(
+        "--control_hz",
+        type=float,
+        help="environment steps per second to keep; default: the environment keeps its own time",
+    )
+    control.add_argument(
+        "--learner",
+        choices=("inline", "process"),
+        help="learn between two steps, the same from the same seed, or in a process of its own, so that no update "
+        "delays an action; default: inline with the built-in task or panda and no --control_hz, else process",
+    )
     add_cluster_arguments(parser)
     run = add_run_arguments(parser, eval_every=500, unit="environment step")
-    run.add_argument("--eval_ckpt", help="evaluate this agent and do nothing else; writes evaluation.json and "
-                     "evaluation.gif if --save_dir is given")  # fmt: skip
+    run.add_argument(
+        "--eval_ckpt",
+        help="evaluate this agent and do nothing else; writes evaluation.json and evaluation.gif if --save_dir is "
+        "given",
+    )
     return resolve(parser.parse_args(argv), parser)
 
 
@@ -136,8 +207,10 @@ def resolve(args, parser):
     if args.learner is None:
         args.learner = "inline" if simulated and not (args.control_hz or args.ray_address) else "process"
     if args.learner != "inline" and world_size() > 1:
-        parser.error(f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
-                     "--learner inline")  # fmt: skip
+        parser.error(
+            f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
+            "--learner inline"
+        )
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.human is None:
@@ -155,8 +228,10 @@ def resolve(args, parser):
     if (args.reward == "human" or args.confirm) and args.human not in ("keyboard", "gamepad"):
         parser.error("--reward human and --confirm want your verdict; add --human keyboard or --human gamepad")
     if (args.success_state or args.success_frames > 1) and args.reward != "classifier":
-        parser.error("--success_frames and --success_state say when a classifier's verdict counts; add --reward "
-                     "classifier --classifier_ckpt ...")  # fmt: skip
+        parser.error(
+            "--success_frames and --success_state say when a classifier's verdict counts; add --reward classifier "
+            "--classifier_ckpt ..."
+        )
     with user_errors():
         state_conditions(args.success_state)
     if (args.reward == "classifier") != bool(args.classifier_ckpt):
@@ -175,25 +250,44 @@ class HybridTraining:
         self.eval_env, self.run_episodes = eval_env(args, env), None  # here, in this process
         self.waits = build.is_simulated(args.env) and not args.control_hz
         acting = {
-            "seed": args.seed, "random_steps": args.random_steps, "control_hz": args.control_hz,
+            "seed": args.seed,
+            "random_steps": args.random_steps,
+            "control_hz": args.control_hz,
             "sparse": agent.config["q_range"] is not None,
-        }  # fmt: skip
+        }
         learning = dict(
-            save_dir=save_dir, seed=args.seed, views=args.views, capacity=args.buffer_capacity,
+            save_dir=save_dir,
+            seed=args.seed,
+            views=args.views,
+            capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
             identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
-            schedule=Schedule(args.batch_size, args.cta_ratio, args.cycles_per_step, args.pretrain_steps,
-                              args.clone_weight, args.clone_steps),
-        )  # fmt: skip
+            schedule=Schedule(
+                args.batch_size,
+                args.cta_ratio,
+                args.cycles_per_step,
+                args.pretrain_steps,
+                args.clone_weight,
+                args.clone_steps,
+            ),
+        )
         if args.ray_address:
-            from pytorch_serl.training.ray_cluster import RayLearner
-            from pytorch_serl.training.ray_robots import Robots
+            from pytorch_serl.scaling.ray_cluster import RayLearner
+            from pytorch_serl.scaling.ray_robots import Robots
 
             there = argparse.Namespace(**vars(args) | {"device": "cpu"})
             self.learner = RayLearner(agent, args.gpu_learner, **learning)
-            self.actor = Robots(agent, args.actors, self.learner, save_dir=save_dir, resume=args.resume,
-                                make_env=partial(make_env, there, replace(demos, transitions=[])), human=args.human,
-                                waits=self.waits, settings=acting)  # fmt: skip
+            self.actor = Robots(
+                agent,
+                args.actors,
+                self.learner,
+                save_dir=save_dir,
+                resume=args.resume,
+                make_env=partial(make_env, there, replace(demos, transitions=[])),
+                human=args.human,
+                waits=self.waits,
+                settings=acting,
+            )
             if env is None:
                 self.run_episodes = self.actor.evaluate
         else:
@@ -368,16 +462,23 @@ def make_env(args, demos):
         env = ClassifierReward(env, classifier, args.success_frames, state_conditions(args.success_state))
     if args.human in ("keyboard", "gamepad"):
         if args.human == "keyboard":
-            from pytorch_serl.envs.keyboard import HELP, KeyboardHuman, Terminal
+            from pytorch_serl.envs.human.keyboard import HELP, KeyboardHuman, Terminal
 
             kind, device = KeyboardHuman, Terminal()
         else:
-            from pytorch_serl.envs.gamepad import HELP, Gamepad, GamepadHuman
+            from pytorch_serl.envs.human.gamepad import HELP, Gamepad, GamepadHuman
 
             kind, device = GamepadHuman, Gamepad()
         judge = "alone" if args.reward == "human" else "confirm" if args.confirm else "overrule"
-        env = kind(env, device, arms=num_arms(args.setup_mode), grippers=num_grippers(args.setup_mode) > 0,
-                   judge=judge, steer=False, say=tqdm.write)  # fmt: skip
+        env = kind(
+            env,
+            device,
+            arms=num_arms(args.setup_mode),
+            grippers=num_grippers(args.setup_mode) > 0,
+            judge=judge,
+            steer=False,
+            say=tqdm.write,
+        )
         print(HELP)
     return env
 
@@ -402,7 +503,7 @@ def main(argv=None):
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
         if args.ray_address:
-            from pytorch_serl.training import ray_cluster
+            from pytorch_serl.scaling import ray_cluster
 
             ray_cluster.connect(args.ray_address)
             save_dir = save_dir.absolute()  # the other processes have other working directories
@@ -411,14 +512,20 @@ def main(argv=None):
 
         # networks and optimisers
         start = args.eval_ckpt or args.init_ckpt or (save_dir / LAST if args.resume else None)
-        backbone, line = (None, f"backbone: as in {start}") if start else build.choose_backbone(
-            args.backbone, args.download_backbone, args.train_backbone
-        )  # fmt: skip
+        backbone, line = (
+            (None, f"backbone: as in {start}")
+            if start
+            else build.choose_backbone(args.backbone, args.download_backbone, args.train_backbone)
+        )
         print(line)
         agent = build.make_agent(
-            demos, lr=args.lr, discount=args.discount, device=args.device, backbone=backbone,
+            demos,
+            lr=args.lr,
+            discount=args.discount,
+            device=args.device,
+            backbone=backbone,
             trainable=args.train_backbone,
-        )  # fmt: skip
+        )
         print(build.describe_agent(agent))
         if args.eval_ckpt or args.init_ckpt:
             agent.load(start)
@@ -438,13 +545,17 @@ def main(argv=None):
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
-    print("buffers of {:,} transitions take memory as they fill; when full: demos and corrections {:.1f} GB, online "
-          "{:.1f} GB".format(args.buffer_capacity, *training.learner.full_size_gb()))  # fmt: skip
+    print(
+        "buffers of {:,} transitions take memory as they fill; when full: demos and corrections {:.1f} GB, online "
+        "{:.1f} GB".format(args.buffer_capacity, *training.learner.full_size_gb())
+    )
 
     with user_errors((ContractError,)):
         step = training.run(step, log)
-    print(f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
-          f"(step {training.progress['best_step']:,})")  # fmt: skip
+    print(
+        f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
+        f"(step {training.progress['best_step']:,})"
+    )
     agent.load(save_dir / BEST)
     report_evaluation(
         agent, training.eval_env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes

@@ -64,21 +64,44 @@ UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper h
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up
 IMPROVEMENT = 0.99  # a held-out error counts as better below this share of the best one
 # a resumed run must agree in these to continue bit for bit
-FIXED = ("algo", "image_keys", "setup_mode", "env", "batch_size", "lr", "discount", "views", "train_backbone",
-         "val_fraction", "seed")  # fmt: skip
+FIXED = (
+    "algo",
+    "image_keys",
+    "setup_mode",
+    "env",
+    "batch_size",
+    "lr",
+    "discount",
+    "views",
+    "train_backbone",
+    "val_fraction",
+    "seed",
+)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     data = add_data_arguments(parser, save_dir="./offline_ckpt", env=None)
-    data.add_argument("--val_fraction", type=float, help="share of the episodes held out (at least one; none of fewer "
-                      "than 5); default 0.1, with --env 0")  # fmt: skip
+    data.add_argument(
+        "--val_fraction",
+        type=float,
+        help="share of the episodes held out (at least one; none of fewer than 5); default 0.1, with --env 0",
+    )
     learn = add_learning_arguments(parser, unit="update", batch_help="transitions")
-    learn.add_argument("--algo", choices=UPDATES, default="awac", help="awac: cloning with critics trained beside "
-                       "it, weighted by the advantage unless every demo succeeds (AWAC, arXiv 2006.09359); bc: cloning "
-                       "alone, critics stay random; sac: the original's, expected to fail from demos")  # fmt: skip
-    learn.add_argument("--patience", type=int, default=10, help="without --env: stop after so many evaluations "
-                       "without a held-out error at least 1 %% lower (awac and bc)")  # fmt: skip
+    learn.add_argument(
+        "--algo",
+        choices=UPDATES,
+        default="awac",
+        help="awac: cloning with critics trained beside it, weighted by the advantage unless every demo succeeds "
+        "(AWAC, arXiv 2006.09359); bc: cloning alone, critics stay random; sac: the original's, expected to fail from "
+        "demos",
+    )
+    learn.add_argument(
+        "--patience",
+        type=int,
+        default=10,
+        help="without --env: stop after so many evaluations without a held-out error at least 1 %% lower (awac and bc)",
+    )
     add_vision_arguments(parser, views=4)
     add_run_arguments(parser, eval_every=1000, unit="update")
     return resolve(parser.parse_args(argv), parser)
@@ -92,11 +115,14 @@ def resolve(args, parser):
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
     check_shared(args, parser)
-    parser.require(args, {
-        "batch_size": (args.batch_size >= 2, "2 or more, for the spread of Q over the batch"),
-        "patience": (args.patience >= 1, "1 or more"),
-        "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
-    })  # fmt: skip
+    parser.require(
+        args,
+        {
+            "batch_size": (args.batch_size >= 2, "2 or more, for the spread of Q over the batch"),
+            "patience": (args.patience >= 1, "1 or more"),
+            "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
+        },
+    )
     return args
 
 
@@ -269,8 +295,10 @@ def main(argv=None):
         print_settings(vars(args))
         seed_all(args.seed)
         if args.algo == "sac":
-            print("WARNING: plain SAC is expected to fail from demos only: nothing tells it what the actions are worth "
-                  "that the demos do not show. It is here to compare with; use --algo awac")  # fmt: skip
+            print(
+                "WARNING: plain SAC is expected to fail from demos only: nothing tells it what the actions are worth "
+                "that the demos do not show. It is here to compare with; use --algo awac"
+            )
 
         # data
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
@@ -285,14 +313,20 @@ def main(argv=None):
             env = build.side_by_side(env, args.env, args.setup_mode)
 
         # networks and optimisers
-        backbone, line = (None, f"backbone: as in {save_dir / LAST}") if args.resume else build.choose_backbone(
-            args.backbone, args.download_backbone, args.train_backbone
-        )  # fmt: skip
+        backbone, line = (
+            (None, f"backbone: as in {save_dir / LAST}")
+            if args.resume
+            else build.choose_backbone(args.backbone, args.download_backbone, args.train_backbone)
+        )
         print(line)
         agent = build.make_agent(
-            demos, lr=args.lr, discount=args.discount, device=args.device, backbone=backbone,
+            demos,
+            lr=args.lr,
+            discount=args.discount,
+            device=args.device,
+            backbone=backbone,
             trainable=args.train_backbone,
-        )  # fmt: skip
+        )
         print(build.describe_agent(agent))
         training = OfflineTraining(args, agent, save_dir, demos, env)
         step, saved = training.checkpoint.load() if args.resume else (0, {})
@@ -317,8 +351,10 @@ def main(argv=None):
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
         report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
     else:
-        print(f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
-              f"train_hybrid.py --eval_ckpt {save_dir / BEST} --env ...")  # fmt: skip
+        print(
+            f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
+            f"train_hybrid.py --eval_ckpt {save_dir / BEST} --env ..."
+        )
 
 
 if __name__ == "__main__":

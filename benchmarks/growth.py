@@ -120,8 +120,11 @@ def main(argv=None):
             with mp.get_context("spawn").Pool(1) as pool:
                 points.append(pool.apply(measure, (axis, value, str(device), args.seconds)))
             figures = points[-1]["ms"]
-            print(f"{axis} {value:,}: {figures['median']:.2f} ms ({figures['p10']:.2f} to {figures['p90']:.2f}), "
-                  f"{points[-1].get('mb', float('nan')):.0f} MB", flush=True)  # fmt: skip
+            print(
+                f"{axis} {value:,}: {figures['median']:.2f} ms ({figures['p10']:.2f} to {figures['p90']:.2f}), "
+                f"{points[-1].get('mb', float('nan')):.0f} MB",
+                flush=True,
+            )
         draw(args.output_dir / f"growth_{axis}.png", axis, points)
         report["points"] += points
     save_json(args.output_dir / "growth.json", report)

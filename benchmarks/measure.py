@@ -186,10 +186,14 @@ def measure_buffer(storage: str, cameras: int, plan: dict[str, Any]) -> dict[str
         warm_up()
     taken = alternate(works, clock, SAMPLES, plan["seconds"])
     return {
-        "storage": storage, "cameras": cameras, "transitions": plan["transitions"],
-        "bytes_per_transition": memory, "computed_bytes_per_transition": buffer.size_gb() * 1e9 / plan["transitions"],
-        "insert": spread(np.array(inserts)), **{name: spread(rows) for name, rows in taken.items()},
-    }  # fmt: skip
+        "storage": storage,
+        "cameras": cameras,
+        "transitions": plan["transitions"],
+        "bytes_per_transition": memory,
+        "computed_bytes_per_transition": buffer.size_gb() * 1e9 / plan["transitions"],
+        "insert": spread(np.array(inserts)),
+        **{name: spread(rows) for name, rows in taken.items()},
+    }
 
 
 def main(plan: dict[str, Any]) -> None:

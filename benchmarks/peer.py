@@ -33,8 +33,13 @@ def parse_args(argv=None):
     cores = os.cpu_count() or 1
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--lerobot_python", required=True, help="interpreter of an environment with lerobot[hilserl]")
-    parser.add_argument("--backbones", nargs="+", choices=work.BACKBONES, default=["stored", "trainable"], help="ours; "
-                        "stored and frozen are both compared with LeRobot's frozen one")  # fmt: skip
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        choices=work.BACKBONES,
+        default=["stored", "trainable"],
+        help="ours; stored and frozen are both compared with LeRobot's frozen one",
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[64], help="transitions per update")
     parser.add_argument("--cameras", nargs="+", type=int, default=[1], help="numbers of cameras")
     parser.add_argument("--threads", type=int, default=1, help="of either side")
@@ -43,15 +48,20 @@ def parse_args(argv=None):
     parser.add_argument("--json", type=Path, help="write every figure here, both clocks")
     args = parser.parse_args(argv)
     sizes = args.batch_sizes
-    parser.require(args, {
-        "lerobot_python": (Path(args.lerobot_python).is_file(), "a Python interpreter"),
-        "batch_sizes": (min(sizes) >= 2 and max(sizes) <= 2 * TRANSITIONS and not any(size % 2 for size in sizes),
-                        f"even numbers up to {2 * TRANSITIONS}"),
-        "cameras": (min(args.cameras) >= 1, "1 or more each"),
-        "threads": (1 <= args.threads <= cores, f"1 to {cores}, the cores here"),
-        "pairs": (args.pairs >= 3, "3 or more"),
-        "json": (args.json is None or args.json.absolute().parent.is_dir(), "a file in a directory that exists"),
-    })  # fmt: skip
+    parser.require(
+        args,
+        {
+            "lerobot_python": (Path(args.lerobot_python).is_file(), "a Python interpreter"),
+            "batch_sizes": (
+                min(sizes) >= 2 and max(sizes) <= 2 * TRANSITIONS and not any(size % 2 for size in sizes),
+                f"even numbers up to {2 * TRANSITIONS}",
+            ),
+            "cameras": (min(args.cameras) >= 1, "1 or more each"),
+            "threads": (1 <= args.threads <= cores, f"1 to {cores}, the cores here"),
+            "pairs": (args.pairs >= 3, "3 or more"),
+            "json": (args.json is None or args.json.absolute().parent.is_dir(), "a file in a directory that exists"),
+        },
+    )
     return args
 
 
@@ -69,9 +79,11 @@ class Side:
         self.name = name
         self.process = subprocess.Popen(
             [python, str(ROOT / "benchmarks" / script), json.dumps(plan)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=environment(plan["threads"]),
-        )  # fmt: skip
+        )
         self.facts = self._answer()
 
     def _answer(self):
@@ -97,19 +109,28 @@ def compare(ours, theirs, pairs):
     results = {}
     for name in ours.facts["works"]:
         rows = np.array([[ours.time(name), theirs.time(name)] for _ in range(pairs)])  # (pairs, 2 sides, 2 clocks)
-        results[name] = {"ours": spread(rows[:, 0]), "lerobot": spread(rows[:, 1]),
-                         "ratio": spread(rows[:, 1] / rows[:, 0])}  # fmt: skip
+        results[name] = {
+            "ours": spread(rows[:, 0]),
+            "lerobot": spread(rows[:, 1]),
+            "ratio": spread(rows[:, 1] / rows[:, 0]),
+        }
     return results
 
 
 def run_case(args, backbone, cameras):
     """Compare one backbone and number of cameras."""
     plan = {
-        "backbone": backbone, "cameras": cameras, "batch_sizes": args.batch_sizes, "threads": args.threads,
-        "transitions": TRANSITIONS, "state_dim": work.STATE_DIM, "arm_actions": work.ARM_ACTIONS,
-        "image_size": work.IMAGE_SIZE, "episode_steps": work.EPISODE_STEPS,
+        "backbone": backbone,
+        "cameras": cameras,
+        "batch_sizes": args.batch_sizes,
+        "threads": args.threads,
+        "transitions": TRANSITIONS,
+        "state_dim": work.STATE_DIM,
+        "arm_actions": work.ARM_ACTIONS,
+        "image_size": work.IMAGE_SIZE,
+        "episode_steps": work.EPISODE_STEPS,
         "sample_size": work.SAMPLE_SIZE,
-    }  # fmt: skip
+    }
     sides = []
     try:
         sides.append(Side("this project", sys.executable, "peer_ours.py", plan))

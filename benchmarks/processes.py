@@ -32,8 +32,13 @@ WARM_UP = 3  # updates
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="numbers of processes")
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[256, 1024], help="transitions per update, "
-                        "of all processes together")  # fmt: skip
+    parser.add_argument(
+        "--batch_sizes",
+        nargs="+",
+        type=int,
+        default=[256, 1024],
+        help="transitions per update, of all processes together",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="starts of each number of processes, in turn")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement, five updates at least")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -84,8 +89,10 @@ def main(argv=None):
         for n in args.processes:
             whole, sampling = 1000 * np.array([row[n][size] for row in rounds]).T  # (rounds,) each
             speed_up = 1000 * alone / np.median(whole)
-            print(f"| {size} | {n} | {np.median(whole):.0f} ({whole.min():.0f} to {whole.max():.0f}) | "
-                  f"{np.median(sampling):.0f} | {speed_up:.2f} | {speed_up / n * args.processes[0]:.0%} |")  # fmt: skip
+            print(
+                f"| {size} | {n} | {np.median(whole):.0f} ({whole.min():.0f} to {whole.max():.0f}) | "
+                f"{np.median(sampling):.0f} | {speed_up:.2f} | {speed_up / n * args.processes[0]:.0%} |"
+            )
 
 
 if __name__ == "__main__":

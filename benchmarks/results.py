@@ -89,8 +89,8 @@ def main():
         low, high = wilson_interval(solved, 100)
         mean = "-" if steps is None else f"{steps:.1f}"
         rows.append(
-            f"| {mode} | {METHODS[method]} | {seed} | {solved} ({low:.0%} to {high:.0%}) | {mean} | {env_steps:,} "
-            f"| {minutes:.1f} |"
+            f"| {mode} | {METHODS[method]} | {seed} | {solved} ({low:.0%} to {high:.0%}) | {mean} | {env_steps:,} | "
+            f"{minutes:.1f} |"
         )
         print(rows[-1], flush=True)
     print(

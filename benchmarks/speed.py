@@ -37,8 +37,13 @@ def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     what = parser.add_argument_group("what is measured")
     what.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="tables")
-    what.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="stored: frozen, its "
-                      "features stored instead of frames; frozen: run on stored frames; trainable")  # fmt: skip
+    what.add_argument(
+        "--backbones",
+        nargs="+",
+        choices=BACKBONES,
+        default=list(BACKBONES),
+        help="stored: frozen, its features stored instead of frames; frozen: run on stored frames; trainable",
+    )
     what.add_argument("--batch_sizes", nargs="+", type=int, default=[64, 256], help="transitions per update")
     what.add_argument("--cameras", nargs="+", type=int, default=[1, 2], help="numbers of cameras")
     what.add_argument("--device", nargs="+", default=["cpu", "auto"], help="auto, cuda, cuda:1, mps, cpu")
@@ -48,19 +53,26 @@ def parse_args(argv=None):
     how = parser.add_argument_group("how")
     how.add_argument("--repeats", type=int, default=20, help="of each update, at most")
     how.add_argument("--seconds", type=float, default=3.0, help="for each measurement, three repeats at least")
-    how.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what the tables show; cpu: CPU seconds "
-                     "of all threads, on a machine that other programs use, too")  # fmt: skip
+    how.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="what the tables show; cpu: CPU seconds of all threads, on a machine that other programs use, too",
+    )
     how.add_argument("--json", type=Path, help="write every figure here, both clocks")
     args = parser.parse_args(argv)
-    parser.require(args, {
-        "batch_sizes": (min(args.batch_sizes) >= 2 and not any(b % 2 for b in args.batch_sizes), "even numbers"),
-        "cameras": (min(args.cameras) >= 1, "1 or more each"),
-        "threads": (1 <= min(args.threads) and max(args.threads) <= cores, f"1 to {cores}, the cores here"),
-        "transitions": (args.transitions >= 256, "256 or more"),
-        "repeats": (args.repeats >= 3, "3 or more"),
-        "seconds": (args.seconds > 0, "a positive number"),
-        "json": (args.json is None or args.json.absolute().parent.is_dir(), "a file in a directory that exists"),
-    })  # fmt: skip
+    parser.require(
+        args,
+        {
+            "batch_sizes": (min(args.batch_sizes) >= 2 and not any(b % 2 for b in args.batch_sizes), "even numbers"),
+            "cameras": (min(args.cameras) >= 1, "1 or more each"),
+            "threads": (1 <= min(args.threads) and max(args.threads) <= cores, f"1 to {cores}, the cores here"),
+            "transitions": (args.transitions >= 256, "256 or more"),
+            "repeats": (args.repeats >= 3, "3 or more"),
+            "seconds": (args.seconds > 0, "a positive number"),
+            "json": (args.json is None or args.json.absolute().parent.is_dir(), "a file in a directory that exists"),
+        },
+    )
     return args
 
 
@@ -78,8 +90,12 @@ def hardware():
 
 
 def versions():
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "system": platform.platform()}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": platform.platform(),
+    }
 
 
 def make_plans(args):
@@ -161,13 +177,36 @@ def show_updates(results, clock):
         reached = gflop / whole[clock]["median"]
         figures = [gflop, reached, limit]
         passes = "{forward:.3g} + {backward:.3g}".format(**result["passes"])
-        rows.append([result["backbone"], result["cameras"], result["batch_size"],
-                     *ms(whole, clock, "median", "p10", "p90"), number(whole["cpu"]["median"]), whole["n"],
-                     *map(number, figures), f"{reached / limit:.0%}", passes])  # fmt: skip
+        rows.append(
+            [
+                result["backbone"],
+                result["cameras"],
+                result["batch_size"],
+                *ms(whole, clock, "median", "p10", "p90"),
+                number(whole["cpu"]["median"]),
+                whole["n"],
+                *map(number, figures),
+                f"{reached / limit:.0%}",
+                passes,
+            ]
+        )
     print("One full update with the sampling of its batch. limit: matrix products, in GFLOP/s. passes: of each frame")
     print("through a backbone, forward + backward.\n")
-    heads = ("backbone", "cameras", "batch", f"{clock} ms", "p10", "p90", "CPU s", "n", "GFLOP", "GFLOP/s", "limit",
-             "of limit", "passes")  # fmt: skip
+    heads = (
+        "backbone",
+        "cameras",
+        "batch",
+        f"{clock} ms",
+        "p10",
+        "p90",
+        "CPU s",
+        "n",
+        "GFLOP",
+        "GFLOP/s",
+        "limit",
+        "of limit",
+        "passes",
+    )
     table(heads, rows)
 
 
@@ -194,10 +233,14 @@ def show_acting(results, clock):
     print("Acting on one observation, from uint8 frames to the action. With a learner: updates in another process.\n")
     statistics = ("median", "p10", "p90", "p99")
     rows = [
-        [result["backbone"], result["cameras"], *ms(result["act"], clock, *statistics),
-         *ms(result.get("act_beside_learner"), clock, *statistics)]
+        [
+            result["backbone"],
+            result["cameras"],
+            *ms(result["act"], clock, *statistics),
+            *ms(result.get("act_beside_learner"), clock, *statistics),
+        ]
         for result in results
-    ]  # fmt: skip
+    ]
     heads = (f"{clock} ms: median", *statistics[1:], "with a learner: median", *statistics[1:])
     table(("backbone", "cameras", *heads), rows)
 
@@ -207,10 +250,17 @@ def show_buffer(results, clock):
     rows = []
     for result in results:
         measured = [result["bytes_per_transition"], result["computed_bytes_per_transition"]]
-        rows.append([result["storage"], result["cameras"], f"{result['transitions']:,}",
-                     *ms(result["insert"], clock, "median", "p90"), *ms(result["sample"], clock, "median", "p90"),
-                     *ms(result.get("sample_and_crop"), clock, "median", "p90"),
-                     *("-" if value is None else f"{value:,.0f}" for value in measured)])  # fmt: skip
+        rows.append(
+            [
+                result["storage"],
+                result["cameras"],
+                f"{result['transitions']:,}",
+                *ms(result["insert"], clock, "median", "p90"),
+                *ms(result["sample"], clock, "median", "p90"),
+                *ms(result.get("sample_and_crop"), clock, "median", "p90"),
+                *("-" if value is None else f"{value:,.0f}" for value in measured),
+            ]
+        )
     heads = (f"{clock} ms: insert", "p90", "sample", "p90", "sample and crops", "p90", "bytes/transition", "computed")
     table(("stored", "cameras", "transitions", *heads), rows)
 

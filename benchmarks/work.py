@@ -19,8 +19,20 @@ from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner, Schedule
 
 BACKBONES = ("stored", "frozen", "trainable")  # frozen with stored features, frozen on stored frames, trained
-STAGES = ("sample", "transport", "augment", "backbone", "encode", "critic", "grasp", "actor", "temperature", "backward",
-          "optimiser", "target")  # fmt: skip
+STAGES = (
+    "sample",
+    "transport",
+    "augment",
+    "backbone",
+    "encode",
+    "critic",
+    "grasp",
+    "actor",
+    "temperature",
+    "backward",
+    "optimiser",
+    "target",
+)
 STATE_DIM, ARM_ACTIONS, GRIPPER_COMMANDS = 18, 6, 3
 EPISODE_STEPS = 100
 DEMO_VIEWS = 4  # stored crops of each demo frame, the scripts' default
@@ -38,9 +50,15 @@ def make_agent(backbone: str, cameras: int, device: torch.device, ensemble_size:
     """The agent of one arm with a learned gripper; `backbone` is one of BACKBONES."""
     torch.manual_seed(0)
     return SACHybridAgent(
-        camera_names(cameras), ARM_ACTIONS, GRIPPER_COMMANDS, state_dim=STATE_DIM, q_range=(0.0, 1.0),
-        ensemble_size=ensemble_size, trainable_backbone=backbone == "trainable", device=device,
-    )  # fmt: skip
+        camera_names(cameras),
+        ARM_ACTIONS,
+        GRIPPER_COMMANDS,
+        state_dim=STATE_DIM,
+        q_range=(0.0, 1.0),
+        ensemble_size=ensemble_size,
+        trainable_backbone=backbone == "trainable",
+        device=device,
+    )
 
 
 def backbones_of(agent: SACHybridAgent) -> list[ResNet10]:
@@ -74,9 +92,14 @@ def random_transitions(observations: list[dict[str, np.ndarray]], count: int) ->
         action = rng.uniform(-1, 1, ARM_ACTIONS + 1).astype(np.float32)
         action[-1] = rng.integers(-1, 2)
         yield {
-            "observations": observations[place], "next_observations": observations[(place + 1) % NUM_FRAMES],
-            "actions": action, "rewards": float(done), "masks": 1.0 - done, "dones": done, "grasp_penalty": 0.0,
-        }  # fmt: skip
+            "observations": observations[place],
+            "next_observations": observations[(place + 1) % NUM_FRAMES],
+            "actions": action,
+            "rewards": float(done),
+            "masks": 1.0 - done,
+            "dones": done,
+            "grasp_penalty": 0.0,
+        }
         place = (place + 1 + done) % NUM_FRAMES  # an episode starts at another frame than the last one ended
 
 

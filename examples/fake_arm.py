@@ -114,10 +114,16 @@ def record(path: Path, episodes: int, seed: int = 0, hz: float = HZ) -> None:
             action = teleoperate(env, rng)
             next_obs, reward, terminated, truncated, info = env.step(action)
             done = terminated or truncated
-            episode.append({
-                "observations": obs, "actions": action, "next_observations": next_obs, "rewards": reward,
-                "dones": done, "masks": 1.0 - terminated,
-            })  # fmt: skip
+            episode.append(
+                {
+                    "observations": obs,
+                    "actions": action,
+                    "next_observations": next_obs,
+                    "rewards": reward,
+                    "dones": done,
+                    "masks": 1.0 - terminated,
+                }
+            )
             obs = next_obs
         if info["succeed"]:
             transitions += episode

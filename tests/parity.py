@@ -21,14 +21,14 @@ import torch.nn.functional as F
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from golden_io import load_case, probe_dot  # noqa: E402
 
-from pytorch_serl.agents.hil_serl import (  # noqa: E402
+from pytorch_serl.agents.sac import SACAgent, SACHybridAgent  # noqa: E402
+from pytorch_serl.hil_serl.load import (  # noqa: E402
     agent_table,
     classifier_table,
     load_hil_serl_agent,
     load_hil_serl_classifier,
     modules,
 )
-from pytorch_serl.agents.sac import SACAgent, SACHybridAgent  # noqa: E402
 from pytorch_serl.networks.actor_critic import sample_tanh_normal  # noqa: E402
 from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
 

@@ -29,10 +29,17 @@ def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), l
             action = rng.uniform(-0.9, 0.9, action_dim).astype(np.float32)
             if gripper:
                 action[-1] = (-1, 0, 1)[step % 3]
-            transitions.append({
-                "observations": obs[step], "actions": action, "next_observations": obs[step + 1],
-                "rewards": float(done), "dones": done, "masks": 1.0 - done, "grasp_penalty": -0.02 * (step % 2),
-            })  # fmt: skip
+            transitions.append(
+                {
+                    "observations": obs[step],
+                    "actions": action,
+                    "next_observations": obs[step + 1],
+                    "rewards": float(done),
+                    "dones": done,
+                    "masks": 1.0 - done,
+                    "grasp_penalty": -0.02 * (step % 2),
+                }
+            )
     path.write_bytes(pickle.dumps(transitions))
     return path
 

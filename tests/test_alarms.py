@@ -10,8 +10,16 @@ from pytorch_serl.training.alarms import Alarms, check_numbers
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, LEARNED, make_demos
 
-FINE = {"q_max": 1.05, "temperature": 0.01, "entropy": -3.0, "saturation": 0.1, "gripper_closes": 3,
-        "gripper_opens": 0, "idle_corrections": 0.0, "false_successes": 0.1}  # fmt: skip
+FINE = {
+    "q_max": 1.05,
+    "temperature": 0.01,
+    "entropy": -3.0,
+    "saturation": 0.1,
+    "gripper_closes": 3,
+    "gripper_opens": 0,
+    "idle_corrections": 0.0,
+    "false_successes": 0.1,
+}
 
 
 def alarms(**changes):
@@ -21,12 +29,17 @@ def alarms(**changes):
 @pytest.mark.parametrize(
     "name, figures",
     [
-        ("q", {"q_max": 1.2}), ("temperature", {"temperature": 9e-4}), ("temperature", {"temperature": 11.0}),
-        ("entropy", {"entropy": -10.0}), ("entropy", {"entropy": 4.0}), ("saturation", {"saturation": 0.6}),
-        ("closes", {"gripper_closes": 0}), ("corrections", {"idle_corrections": 1.0}),
+        ("q", {"q_max": 1.2}),
+        ("temperature", {"temperature": 9e-4}),
+        ("temperature", {"temperature": 11.0}),
+        ("entropy", {"entropy": -10.0}),
+        ("entropy", {"entropy": 4.0}),
+        ("saturation", {"saturation": 0.6}),
+        ("closes", {"gripper_closes": 0}),
+        ("corrections", {"idle_corrections": 1.0}),
         ("classifier", {"false_successes": 0.2}),
     ],
-)  # fmt: skip
+)
 def test_one_line_each_and_again_only_after_it_was_right(name, figures, capsys):
     watch = alarms()
     assert watch.check(3000, FINE) == {} and watch.check(3000, {}) == {} and not capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pytorch_serl.data.safe_pickle import UnsafePickleError
-from pytorch_serl.networks import hil_serl
+from pytorch_serl.hil_serl import names
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training import backbone
 
@@ -24,7 +24,7 @@ def published_params(seed: int = 0, wrap=lambda x: x) -> dict:
     nested: dict = {
         "output_head": {"kernel": wrap(np.zeros((512, 10), np.float32)), "bias": wrap(np.zeros(10, np.float32))}
     }
-    for name, (path, layout) in hil_serl.resnet10_table().items():
+    for name, (path, layout) in names.resnet10_table().items():
         *parents, leaf = path.split("/")
         node = nested
         for parent in parents:
@@ -137,9 +137,13 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(params))
     with pytest.raises(ValueError) as error:
         backbone.find_backbone(path=tmp_path / "bad.pkl")
-    for text in ("bad.pkl", "conv_extra/kernel: unknown", "conv_init/kernel: missing, wanted (7, 7, 3, 64)",
-                 "ResNetBlock_3/Conv_1/kernel: shape is (3, 3, 512, 511), wanted (3, 3, 512, 512)",
-                 "norm_init/bias: float32 values that are not all finite"):  # fmt: skip
+    for text in (
+        "bad.pkl",
+        "conv_extra/kernel: unknown",
+        "conv_init/kernel: missing, wanted (7, 7, 3, 64)",
+        "ResNetBlock_3/Conv_1/kernel: shape is (3, 3, 512, 511), wanted (3, 3, 512, 512)",
+        "norm_init/bias: float32 values that are not all finite",
+    ):
         assert text in str(error.value)
 
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, 2]))

@@ -20,8 +20,22 @@ import speed  # noqa: E402
 import timing  # noqa: E402
 import work  # noqa: E402
 
-TINY = ["--batch_sizes", "2", "--cameras", "1", "--threads", "1", "--device", "cpu", "--transitions", "256",
-        "--repeats", "3", "--seconds", "0.01"]  # fmt: skip
+TINY = [
+    "--batch_sizes",
+    "2",
+    "--cameras",
+    "1",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--transitions",
+    "256",
+    "--repeats",
+    "3",
+    "--seconds",
+    "0.01",
+]
 
 
 class Owner:
@@ -47,8 +61,10 @@ def test_stages_exclude_those_inside_and_add_up_to_the_whole():
         owner.inner()
         clock[0] += 200
     assert {name: total.tolist() for name, total in stages.totals.items()} == {
-        "a": [3.0, 6.0], "b": [20.0, 40.0], timing.OTHER: [300.0, 600.0]
-    }  # fmt: skip
+        "a": [3.0, 6.0],
+        "b": [20.0, 40.0],
+        timing.OTHER: [300.0, 600.0],
+    }
     assert "outer" not in vars(owner) and owner.outer.__func__ is Owner.outer
     with pytest.raises(AttributeError, match="missing"), stages.whole([(owner, "outer", "a"), (owner, "missing", "b")]):
         pass

@@ -298,8 +298,20 @@ def no_published_backbone(monkeypatch, tmp_path):
 
 def flags(data, out, **changes):
     """Command line with short settings; a value of None leaves the flag out, True gives it without a value."""
-    values = dict(success_dir=data / "success", failure_dir=data / "failure", image_keys="image", output_dir=out,
-                  batch_size=8, num_epochs=4, crop_views=2, lr=1e-3, device="cpu") | changes  # fmt: skip
+    values = (
+        dict(
+            success_dir=data / "success",
+            failure_dir=data / "failure",
+            image_keys="image",
+            output_dir=out,
+            batch_size=8,
+            num_epochs=4,
+            crop_views=2,
+            lr=1e-3,
+            device="cpu",
+        )
+        | changes
+    )
     words = []
     for name, value in values.items():
         if value is not None:
@@ -313,20 +325,43 @@ def train(*words):
 
 def test_script_as_in_the_readme(data, tmp_path):
     command = [
-        "--success_dir", "./data/success", "--failure_dir", "./data/failure", "--image_keys", "image",
-        "--output_dir", "./classifier_ckpt", "--batch_size", "64", "--num_epochs", "30", "--lr", "3e-4",
-    ]  # fmt: skip
+        "--success_dir",
+        "./data/success",
+        "--failure_dir",
+        "./data/failure",
+        "--image_keys",
+        "image",
+        "--output_dir",
+        "./classifier_ckpt",
+        "--batch_size",
+        "64",
+        "--num_epochs",
+        "30",
+        "--lr",
+        "3e-4",
+    ]
     os.symlink(data, tmp_path / "data")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_classifier.py"), *command],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     out = tmp_path / "classifier_ckpt"
     names = {file.name for file in out.iterdir() if not file.name.startswith("events")}
-    assert names == {"best.pt", "last.pt", "settings.json", "validation.json", "metrics.jsonl", "learning_curve.png",
-                     "mistakes.png"}  # fmt: skip
+    assert names == {
+        "best.pt",
+        "last.pt",
+        "settings.json",
+        "validation.json",
+        "metrics.jsonl",
+        "learning_curve.png",
+        "mistakes.png",
+    }
     report = json.loads((out / "validation.json").read_text())
     assert report["at_threshold"]["accuracy"] == 1.0 and report["auc"] == 1.0
     assert "computed once" in done.stdout and "best classifier: classifier_ckpt/best.pt" in done.stdout
@@ -434,36 +469,44 @@ def break_data(data, tmp_path, kind):
     return folder
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("empty", "empty class"), ("unsafe", "0.pkl.*pathlib"), ("float", "0.pkl: transition 3.*image.*float64"),
-    ("label", "0.pkl: transition 2.*labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("empty", "empty class"),
+        ("unsafe", "0.pkl.*pathlib"),
+        ("float", "0.pkl: transition 3.*image.*float64"),
+        ("label", "0.pkl: transition 2.*labels"),
+    ],
+)
 def test_bad_data_is_one_line_and_exit_2(data, tmp_path, capsys, kind, message):
     refused(capsys, message, flags(data, tmp_path / "out", failure_dir=break_data(data, tmp_path, kind)))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"success_dir": "nowhere"}, "nowhere.*no such directory"),
-    ({"batch_size": 0}, "--batch_size is 0; wanted an even number"),
-    ({"batch_size": 7}, "--batch_size is 7; wanted an even number"),
-    ({"batch_size": "many"}, "batch_size.*many"),
-    ({"num_epochs": 0}, "--num_epochs is 0"),
-    ({"lr": -1}, "--lr is -1"),
-    ({"lr": "nan"}, "--lr is nan"),
-    ({"val_fraction": 1.5}, "--val_fraction is 1.5"),
-    ({"max_fpr": 1}, "--max_fpr is 1"),
-    ({"crop_views": 0}, "--crop_views is 0"),
-    ({"dropout": 1}, "--dropout is 1"),
-    ({"seed": -1}, "--seed is -1"),
-    ({"image_keys": "wrist"}, "wrist.*image"),
-    ({"device": "cuda:99"}, "cuda:99.*not usable"),
-    ({"backbone": "nowhere.pt"}, "nowhere.pt: no such backbone"),
-    ({"resume": True}, "last.pt: no checkpoint to resume from"),
-    ({"resume": True, "overwrite": True}, "exclude each other"),
-    ({"output_dir": None}, "output_dir"),
-    ({"no_such_flag": 1}, "no_such_flag.*--help"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"success_dir": "nowhere"}, "nowhere.*no such directory"),
+        ({"batch_size": 0}, "--batch_size is 0; wanted an even number"),
+        ({"batch_size": 7}, "--batch_size is 7; wanted an even number"),
+        ({"batch_size": "many"}, "batch_size.*many"),
+        ({"num_epochs": 0}, "--num_epochs is 0"),
+        ({"lr": -1}, "--lr is -1"),
+        ({"lr": "nan"}, "--lr is nan"),
+        ({"val_fraction": 1.5}, "--val_fraction is 1.5"),
+        ({"max_fpr": 1}, "--max_fpr is 1"),
+        ({"crop_views": 0}, "--crop_views is 0"),
+        ({"dropout": 1}, "--dropout is 1"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"image_keys": "wrist"}, "wrist.*image"),
+        ({"device": "cuda:99"}, "cuda:99.*not usable"),
+        ({"backbone": "nowhere.pt"}, "nowhere.pt: no such backbone"),
+        ({"resume": True}, "last.pt: no checkpoint to resume from"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"output_dir": None}, "output_dir"),
+        ({"no_such_flag": 1}, "no_such_flag.*--help"),
+    ],
+)
 def test_bad_flags_are_one_line_and_exit_2(data, tmp_path, capsys, changes, message):
     refused(capsys, message, flags(data, tmp_path / "out", **changes))
 

@@ -444,11 +444,7 @@ ODD = {
     "timeout": (timeout, FIXED, "absent, taken as 1 - dones: 1 episodes end without reward"),
     "success_as_limit": (lambda ts: ts[9].update(masks=1.0), FIXED, "1 episodes end with reward and mask 1"),
     "cut_off": (lambda ts: ts.pop(), FIXED, "the last transition, 8, is not done"),
-    "blank": (
-        put(OBS, "image", IMAGE),
-        FIXED,
-        "1 of 10 (10.0%) images are blank (one value throughout; first: tr",
-    ),
+    "blank": (put(OBS, "image", IMAGE), FIXED, "1 of 10 (10.0%) images are blank (one value throughout; first: tr"),
     "dark": (for_all(lambda t: t[OBS]["image"].__imod__(2)), FIXED, "no pixel above 1 in 10 images"),
     "hanging": (
         for_all(lambda t: t[OBS].update(image=np.arange(192, dtype=np.uint8).reshape(8, 8, 3))),

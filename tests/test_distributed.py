@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train_offline
-from pytorch_serl.training import parallel
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.utils.device import pick_device
 from pytorch_serl.utils.files import load_checkpoint
 from tests import distributed_worker as worker
@@ -32,7 +32,7 @@ ROUNDED = ("trained backbone", "trained backbone once")  # in float32 rounding d
 OTHERS = [name for name in CASES if name not in (*FEW, *ROUNDED)]
 
 
-def torchrun(script, *words, processes=2):
+def launch(script, *words, processes=2):
     """The command line of a script in several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [*launcher, str(ROOT / script), *map(str, words)]
@@ -43,7 +43,7 @@ def environment():
 
 
 def run(script, *words, processes=2):
-    line = torchrun(script, *words, processes=processes)
+    line = launch(script, *words, processes=processes)
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=SECONDS)
 
 
@@ -135,25 +135,44 @@ def test_a_trained_backbone_gets_the_gradients_of_one_process(tmp_path):
 
 def offline(demos, out, **changes):
     options = {
-        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "batch_size": 8, "views": 2, "save_dir": out,
-        "device": "cpu", "max_steps": 20, "eval_every": 10,
-    }  # fmt: skip
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": FIXED,
+        "batch_size": 8,
+        "views": 2,
+        "save_dir": out,
+        "device": "cpu",
+        "max_steps": 20,
+        "eval_every": 10,
+    }
     return command(options | changes)
 
 
 def hybrid(demos, out, **changes):
     options = {
-        "env": "tests.tiny_env:TinyHuman-v0", "pretrain_steps": 5, "training_starts": 4, "learner": "inline",
-        "max_steps": 12, "eval_every": 6, "eval_episodes": 1, "buffer_capacity": 100,
-    }  # fmt: skip
+        "env": "tests.tiny_env:TinyHuman-v0",
+        "pretrain_steps": 5,
+        "training_starts": 4,
+        "learner": "inline",
+        "max_steps": 12,
+        "eval_every": 6,
+        "eval_episodes": 1,
+        "buffer_capacity": 100,
+    }
     return offline(demos, out, **(options | changes))
 
 
 def classify(folder, out, **changes):
     options = {
-        "success_dir": folder / "success", "failure_dir": folder / "failure", "image_keys": "image", "output_dir": out,
-        "batch_size": 4, "num_epochs": 3, "device": "cpu", "crop_views": 2,
-    }  # fmt: skip
+        "success_dir": folder / "success",
+        "failure_dir": folder / "failure",
+        "image_keys": "image",
+        "output_dir": out,
+        "batch_size": 4,
+        "num_epochs": 3,
+        "device": "cpu",
+        "crop_views": 2,
+    }
     return command(options | changes)
 
 
@@ -246,16 +265,16 @@ def test_each_process_has_its_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device() == torch.device("cuda:1")
-    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(torchrun, "world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    parallel.check_options(torch.device("cuda:1"), 64)
+    torchrun.check_options(torch.device("cuda:1"), 64)
     with pytest.raises(ValueError, match="--device cuda:0 is one GPU for 2 processes"):
-        parallel.check_options(torch.device("cuda:0"), 64)
+        torchrun.check_options(torch.device("cuda:0"), 64)
     with pytest.raises(ValueError, match="cannot share the device mps"):
-        parallel.check_options(torch.device("mps"), 64)
+        torchrun.check_options(torch.device("mps"), 64)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="started 2 processes beside 1 GPU"):
-        parallel.check_options(torch.device("cuda:1"), 64)
+        torchrun.check_options(torch.device("cuda:1"), 64)
 
 
 # ---------------------------------------------------------------- ends
@@ -289,7 +308,7 @@ def test_a_process_that_fails_leaves_no_other_waiting(name, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_once_and_ends_all(number, demos, tmp_path):
     out = tmp_path / "run"
-    line = torchrun("train_offline.py", *offline(demos, out, max_steps=100_000, eval_every=5))
+    line = launch("train_offline.py", *offline(demos, out, max_steps=100_000, eval_every=5))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, env=environment(), **streams) as process:
         while not (out / "learning_curve.png").exists() and process.poll() is None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from pytorch_serl.envs import tabletop as task
+from pytorch_serl.envs.human.scripted import ScriptedHuman
 from pytorch_serl.envs.record import record
-from pytorch_serl.envs.scripted import ScriptedExpert, ScriptedHuman
+from pytorch_serl.envs.tabletop import task
+from pytorch_serl.envs.tabletop.expert import TabletopExpert
 
 MODES = task.SETUP_MODES
 LEARNED = [mode for mode in MODES if mode.endswith("learned-gripper")]
@@ -90,7 +91,7 @@ def test_unknown_mode_is_named():
 def test_same_seed_same_everything(mode):
     def trace(seed):
         env = make(mode)
-        expert = ScriptedExpert(env, noise=0.3, seed=seed)
+        expert = TabletopExpert(env, noise=0.3, seed=seed)
         out = [env.reset(seed=seed)]
         for _ in range(12):
             out.append(env.step(expert.act()))
@@ -273,7 +274,7 @@ def test_random_policy_fails(mode):
 @EVERY_MODE
 def test_expert_succeeds(mode):
     env = make(mode, pictures=False)
-    expert = ScriptedExpert(env, seed=0)
+    expert = TabletopExpert(env, seed=0)
     results = [run(env, lambda _: expert.act(), seed) for seed in range(100)]
     assert sum(r[0] for r in results) >= 98
     assert np.mean([r[1] for r in results]) < 20
@@ -284,7 +285,7 @@ def test_expert_succeeds(mode):
 @EVERY_MODE
 def test_expert_actions_suit_a_tanh_policy(mode):
     env = make(mode, pictures=False)
-    expert, actions = ScriptedExpert(env, seed=0), []
+    expert, actions = TabletopExpert(env, seed=0), []
     for seed in range(20):
         run(env, lambda _: actions.append(expert.act()) or actions[-1], seed)
     blocks = np.reshape(actions, (len(actions), env.num_arms, -1))
@@ -297,7 +298,7 @@ def test_expert_actions_suit_a_tanh_policy(mode):
 @EVERY_MODE
 def test_expert_recovers_from_anything(mode):
     env = make(mode, pictures=False)
-    expert, rng = ScriptedExpert(env, seed=0), np.random.default_rng(0)
+    expert, rng = TabletopExpert(env, seed=0), np.random.default_rng(0)
     solved = 0
     for seed in range(40):
         env.reset(seed=seed)
@@ -391,7 +392,7 @@ def test_human_helps_the_useless_and_leaves_the_expert_alone(mode):
     results = np.array([run(env, lambda _: idle, seed)[:3] for seed in range(40)])
     assert results[:, 0].mean() >= 0.95
     assert results[:, 2].sum() / results[:, 1].sum() > 0.5
-    expert = ScriptedExpert(env, noise=0.05, seed=0)
+    expert = TabletopExpert(env, noise=0.05, seed=0)
     results = np.array([run(env, lambda _: expert.act(), seed)[:3] for seed in range(40)])
     assert results[:, 0].all() and results[:, 2].sum() == 0
 
@@ -473,14 +474,7 @@ def test_recording_is_reproducible_and_guarded(tmp_path):
 
 def test_command_line(tmp_path):
     arguments = "--setup_mode single-arm-fixed-gripper --num_demos 1 --num_classifier_episodes 1 --image_size 16"
-    call = [
-        sys.executable,
-        "-m",
-        "pytorch_serl.envs.record",
-        *arguments.split(),
-        "--output_dir",
-        str(tmp_path),
-    ]
+    call = [sys.executable, "-m", "pytorch_serl.envs.record", *arguments.split(), "--output_dir", str(tmp_path)]
     first = subprocess.run(call, capture_output=True, text=True, check=False)
     assert first.returncode == 0 and "transitions of 1 successful episodes" in first.stdout, first.stderr
     again = subprocess.run(call, capture_output=True, text=True, check=False)

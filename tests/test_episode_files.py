@@ -20,8 +20,18 @@ def write(folder, number=0, steps=4, done=True):
     writer.start(number, observations[0])
     for i in range(steps):
         last = done and i == steps - 1
-        writer.add({"actions": rng.random(2, np.float32), "rewards": float(last), "masks": 1.0 - last, "dones": last,
-                    "grasp_penalty": 0.0, "corrected": i == 1, "succeed": last}, observations[i + 1])  # fmt: skip
+        writer.add(
+            {
+                "actions": rng.random(2, np.float32),
+                "rewards": float(last),
+                "masks": 1.0 - last,
+                "dones": last,
+                "grasp_penalty": 0.0,
+                "corrected": i == 1,
+                "succeed": last,
+            },
+            observations[i + 1],
+        )
     return observations, writer.path
 
 

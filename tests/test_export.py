@@ -13,12 +13,12 @@ import torch
 
 import export_policy
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.export import check, policy
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.training import export, export_check
 from pytorch_serl.training.build import load_agent
 from tests.runs import ROOT, command, make_demos, refused
 
-NO_ONNX = export.missing_for_onnx()
+NO_ONNX = policy.missing_for_onnx()
 onnx_only = pytest.mark.skipif(NO_ONNX is not None, reason=f"no ONNX: {NO_ONNX}")
 KINDS = {
     "fixed": lambda: SACAgent(["image"], 6, state_dim=3, device="cpu"),
@@ -36,7 +36,7 @@ def observations(agent, batch, sizes=((128, 128), (60, 100)), seed=0):
 def assert_same(agent, action, obs):
     wanted = agent.sample_actions(obs, argmax=True)
     assert action.dtype == np.float32 and action.shape == wanted.shape
-    assert np.abs(action - wanted).max() < export_check.RANDOM_TOLERANCE
+    assert np.abs(action - wanted).max() < check.RANDOM_TOLERANCE
 
 
 @pytest.fixture(
@@ -49,7 +49,7 @@ def exported(request, tmp_path_factory):
     torch.manual_seed(1)
     KINDS[request.param]().save(path)
     agent = load_agent(path)
-    return agent, export.make_program(agent)
+    return agent, policy.make_program(agent)
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +66,21 @@ def saved(tmp_path_factory):
 def test_resizing_is_the_networks(size):
     images = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
     resnet = ResNet10()
-    difference = resnet.preprocess(export.resize(images)) - resnet.preprocess(images)
+    difference = resnet.preprocess(policy.resize(images)) - resnet.preprocess(images)
     assert difference.abs().max() < (1e-9 if size == (128, 128) else 2e-6)
 
 
 def test_the_program_acts_as_the_agent(exported, tmp_path):
     """After a round trip through the file; batches of one and more, other frame sizes, keys in any order."""
     agent, program = exported
-    export.save_program(tmp_path / "policy.pt2", program, export.describe(agent))
-    facts = {export.FACTS_FILE: ""}
-    policy = torch.export.load(tmp_path / "policy.pt2", extra_files=facts).module()
-    assert json.loads(facts[export.FACTS_FILE])["image_keys"] == agent.image_keys
+    policy.save_program(tmp_path / "policy.pt2", program, policy.describe(agent))
+    facts = {policy.FACTS_FILE: ""}
+    loaded = torch.export.load(tmp_path / "policy.pt2", extra_files=facts).module()
+    assert json.loads(facts[policy.FACTS_FILE])["image_keys"] == agent.image_keys
     for batch, sizes in ((1, ((128, 128), (60, 100))), (3, ((150, 96), (128, 128)))):
         obs = observations(agent, batch, sizes)
         reverse = {key: torch.from_numpy(obs[key]) for key in reversed(obs)}
-        assert_same(agent, policy(reverse).numpy(), obs)
+        assert_same(agent, loaded(reverse).numpy(), obs)
 
 
 def test_a_loaded_agent_is_the_saved_one(saved):
@@ -93,8 +93,13 @@ def test_a_loaded_agent_is_the_saved_one(saved):
 
 
 def test_the_command_writes_what_it_checked(saved, tmp_path, capsys):
-    options = {"ckpt": saved / "best.pt", "demo_paths": saved / "demos.pkl", "output_dir": tmp_path, "formats": "pt2",
-               "observations": 20}  # fmt: skip
+    options = {
+        "ckpt": saved / "best.pt",
+        "demo_paths": saved / "demos.pkl",
+        "output_dir": tmp_path,
+        "formats": "pt2",
+        "observations": 20,
+    }
     export_policy.main(command(options))
     out = capsys.readouterr().out
     assert "checked on 20 observations (8 recorded in" in out and "12 of them shifted" in out
@@ -106,12 +111,12 @@ def test_the_command_writes_what_it_checked(saved, tmp_path, capsys):
 
 def test_without_options_it_takes_the_demos_of_the_run(saved, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"demo_paths": [str(saved / "demos.pkl"), "gone.pkl"]}))
-    found, words, tolerance = export_check.gather(load_agent(saved / "best.pt"), [], tmp_path, 5)
-    assert len(found) == 5 and "demos.pkl" in words and "gone" not in words and tolerance == export_check.TOLERANCE
+    found, words, tolerance = check.gather(load_agent(saved / "best.pt"), [], tmp_path, 5)
+    assert len(found) == 5 and "demos.pkl" in words and "gone" not in words and tolerance == check.TOLERANCE
 
 
 def test_another_action_is_an_error_and_leaves_no_file(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "join_actions", lambda arm, *rest: torch.cat([arm, torch.ones_like(arm[:, :1])], -1))
+    monkeypatch.setattr(policy, "join_actions", lambda arm, *rest: torch.cat([arm, torch.ones_like(arm[:, :1])], -1))
     options = {"ckpt": saved / "best.pt", "output_dir": tmp_path, "formats": "pt2", "observations": 8}
     with pytest.raises(SystemExit) as error:
         export_policy.main(command(options))
@@ -123,7 +128,7 @@ def test_near_ties_of_the_gripper_are_told_from_errors():
     is_gripper, wanted = np.array([False, True]), np.array([[0.5, 1.0], [0.5, 1.0]], np.float32)
     other = np.array([[0.5, 1.0], [0.5, -1.0]], np.float32)
     for near_tie, same in ((np.array([True, False]), False), (np.array([False, True]), True)):
-        result = export_check.Comparison(tolerance=1e-5)
+        result = check.Comparison(tolerance=1e-5)
         result.add(other, wanted, is_gripper, near_tie)
         assert (result.grippers, result.largest, result.same) == (1, 0.0, same)
     result.add(np.array([[np.nan, 1.0]], np.float32), wanted[:1], is_gripper, near_tie[:1])
@@ -163,9 +168,9 @@ def test_wrong_input_ends_in_one_line(change, message, saved, tmp_path, monkeypa
 
 
 def test_without_the_packages_there_is_no_onnx_file(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ("numpy", "no_such_package"))
+    monkeypatch.setattr(policy, "ONNX_PACKAGES", ("numpy", "no_such_package"))
     options = {"ckpt": saved / "best.pt", "output_dir": tmp_path, "observations": 1}
-    hint = "no_such_package not installed: python -m pip install -r requirements-export.txt"
+    hint = "no_such_package not installed: python -m pip install -r requirements/export.txt"
     refused(export_policy, capsys, f"--formats onnx: {hint}", command(options | {"formats": "onnx"}))
     export_policy.main(command(options))
     assert f"no policy.onnx: {hint}" in capsys.readouterr().out
@@ -180,9 +185,9 @@ def test_the_onnx_file_acts_as_the_agent(exported, tmp_path):
     import onnxruntime
 
     agent, program = exported
-    export.save_onnx(tmp_path / "policy.onnx", program, export.describe(agent))
+    policy.save_onnx(tmp_path / "policy.onnx", program, policy.describe(agent))
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map[export.FACTS]) == export.describe(agent)
+    assert json.loads(session.get_modelmeta().custom_metadata_map[policy.FACTS]) == policy.describe(agent)
     for batch, sizes in ((1, ((128, 128), (60, 100))), (3, ((150, 96), (128, 128)))):
         obs = observations(agent, batch, sizes)
         assert_same(agent, session.run(["action"], obs)[0], obs)
@@ -205,13 +210,13 @@ def test_the_command_runs_it_without_torch_and_the_page_moves_a_robot_with_it(sa
 @onnx_only
 def test_a_file_that_onnxruntime_cannot_run_is_said(tmp_path):
     (tmp_path / "policy.onnx").write_bytes(b"nothing")
-    with export_check.OnnxProcess(tmp_path / "policy.onnx") as process:
-        with pytest.raises(export_check.ExportError, match="onnxruntime could not run the file"):
+    with check.OnnxProcess(tmp_path / "policy.onnx") as process:
+        with pytest.raises(check.ExportError, match="onnxruntime could not run the file"):
             for _ in range(100):  # the pipe takes some bytes before the process ends
                 process({"image": np.zeros((1, 128, 128, 3), np.uint8)})
 
 
 def test_an_old_pytorch_is_named(monkeypatch):
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ())
-    monkeypatch.setattr(export, "torch", types.SimpleNamespace(__version__="2.4.1+cpu"))
-    assert "PyTorch is 2.4.1+cpu, wanted 2.5 or newer" in export.missing_for_onnx()
+    monkeypatch.setattr(policy, "ONNX_PACKAGES", ())
+    monkeypatch.setattr(policy, "torch", types.SimpleNamespace(__version__="2.4.1+cpu"))
+    assert "PyTorch is 2.4.1+cpu, wanted 2.5 or newer" in policy.missing_for_onnx()

@@ -60,14 +60,8 @@ def clear(success, failure):
 
 
 WRONG_FRAMES = {
-    "label": (
-        change_frame(lambda f: f.update(labels=1)),
-        "1.pkl: transition 2: labels: got 1 .success.*wanted 0",
-    ),
-    "label_value": (
-        change_frame(lambda f: f.update(labels=3)),
-        "1.pkl: transition 2: labels: got 3, wanted 0 or 1",
-    ),
+    "label": (change_frame(lambda f: f.update(labels=1)), "1.pkl: transition 2: labels: got 1 .success.*wanted 0"),
+    "label_value": (change_frame(lambda f: f.update(labels=3)), "1.pkl: transition 2: labels: got 3, wanted 0 or 1"),
     "label_text": (change_frame(lambda f: f.update(labels="no")), "1.pkl: transition 2: labels: got str"),
     "no_obs": (change_frame(lambda f: f.pop(OBS)), "1.pkl: transition 2: observations: got no keys"),
     "no_key": (
@@ -75,10 +69,7 @@ WRONG_FRAMES = {
         r"1.pkl: transition 2: observations\['image'\]: got no keys",
     ),
     "float": (change_frame(lambda f: f[OBS].update(image=IMAGE / 255)), "1.pkl: transition 2: .*np.uint8"),
-    "shape": (
-        change_frame(lambda f: f[OBS].update(image=IMAGE[1:])),
-        "1.pkl: transition 2: .*as in the first frame",
-    ),
+    "shape": (change_frame(lambda f: f[OBS].update(image=IMAGE[1:])), "1.pkl: transition 2: .*as in the first frame"),
     "empty_list": (lambda success, failure: write(failure / "1.pkl", []), "1.pkl: file: got an empty list"),
     "no_files": (clear, "success: success_dir: got no .*pkl file .an empty class"),
     "no_dir": (
@@ -109,11 +100,7 @@ def test_odd_classifier_data_is_a_warning(tmp_path):
     same = pickle.loads((success / "0.pkl").read_bytes())[:1]
     write(failure / "1.pkl", [*same, {OBS: {"image": IMAGE}}])
     text = read_classifier_frames(success, failure, "image").summary()
-    for part in (
-        "2 success and 32 failure frames",
-        "1 frames are in both classes",
-        "1 of 34 images are blank",
-    ):
+    for part in ("2 success and 32 failure frames", "1 frames are in both classes", "1 of 34 images are blank"):
         assert part in text
 
 

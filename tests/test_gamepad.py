@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pytorch_serl.envs.gamepad import GamepadHuman
+from pytorch_serl.envs.human.gamepad import GamepadHuman
 from tests.runs import ROOT
 from tests.test_keyboard import beside
 
@@ -41,9 +41,13 @@ def test_sticks_move_only_while_the_button_is_held():
 def test_turning_gripper_and_small_ways():
     hold = "rightshoulder"
     env = human(
-        ({"rightx": -1.0, "lefty": 0.1}, f"{hold} dpad_up dpad_left"), ({}, f"{hold} a"), ({}, f"{hold} a"),
-        ({"lefty": 1.0}, f"{hold} a"), ({}, hold), ({}, f"{hold} b"),
-    )  # fmt: skip
+        ({"rightx": -1.0, "lefty": 0.1}, f"{hold} dpad_up dpad_left"),
+        ({}, f"{hold} a"),
+        ({}, f"{hold} a"),
+        ({"lefty": 1.0}, f"{hold} a"),
+        ({}, hold),
+        ({}, f"{hold} b"),
+    )
     actions = [env.step(env.policy)[4]["intervene_action"].tolist() for _ in range(4)]
     assert actions == [[0, 0, 0, -1, 1, 1, 0], [0, 0, 0, 0, 0, 0, -1], [-1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]]
 
@@ -73,6 +77,6 @@ def test_asks_and_pauses():
 
 
 def test_without_pygame_or_without_a_gamepad_it_is_refused():
-    program = "import sys; sys.modules['pygame'] = None; from pytorch_serl.envs.gamepad import Gamepad; Gamepad()"
+    program = "import sys; sys.modules['pygame'] = None; from pytorch_serl.envs.human.gamepad import Gamepad; Gamepad()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert "--human gamepad needs pygame: python -m pip install -r requirements-gamepad.txt" in done.stderr
+    assert "--human gamepad needs pygame: python -m pip install -r requirements/gamepad.txt" in done.stderr

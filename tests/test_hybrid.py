@@ -53,10 +53,22 @@ class Still:
 def words(demos, out, **changes):
     """The command line of a short run; see `command`."""
     options = {
-        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "env": "Tiny-v0", "save_dir": out,
-        "device": "cpu", "batch_size": 4, "views": 2, "pretrain_steps": 2, "training_starts": 4,
-        "learner": "inline", "max_steps": 2 * LENGTH, "eval_every": LENGTH, "eval_episodes": 1, "buffer_capacity": 100,
-    }  # fmt: skip
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": FIXED,
+        "env": "Tiny-v0",
+        "save_dir": out,
+        "device": "cpu",
+        "batch_size": 4,
+        "views": 2,
+        "pretrain_steps": 2,
+        "training_starts": 4,
+        "learner": "inline",
+        "max_steps": 2 * LENGTH,
+        "eval_every": LENGTH,
+        "eval_episodes": 1,
+        "buffer_capacity": 100,
+    }
     return command(options | changes)
 
 
@@ -100,8 +112,16 @@ def test_script(tmp_path):
     written = {file.name for file in (tmp_path / "hybrid_ckpt").iterdir()}
     assert written >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}
     assert {name[:13] for name in written} >= {"buffer_online", "buffer_demo_0"}
-    for text in ("settings:", "2 episodes", "backbone: random, frozen. WARNING", "target entropy -3.5",
-                 "take memory as they fill", "step 0: ", "deterministic: ", "sampled: "):  # fmt: skip
+    for text in (
+        "settings:",
+        "2 episodes",
+        "backbone: random, frozen. WARNING",
+        "target entropy -3.5",
+        "take memory as they fill",
+        "step 0: ",
+        "deterministic: ",
+        "sampled: ",
+    ):
         assert text in done.stdout + done.stderr, text
     settings = json.loads((tmp_path / "hybrid_ckpt/settings.json").read_text())
     assert settings["human"] == "scripted" and settings["seed"] == 0
@@ -168,9 +188,12 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
         for key in ("observations", "next_observations"):
             assert torch.equal(copied[key]["image"], online[place][key]["image"])
     assert run.actor.figures() == {
-        "train_success": 0.5, "train_success_unaided": 0.0, "helped_steps": 2 / LENGTH, "helped_episodes": 1.0,
+        "train_success": 0.5,
+        "train_success_unaided": 0.0,
+        "helped_steps": 2 / LENGTH,
+        "helped_episodes": 1.0,
         "idle_corrections": 0.0,
-    }  # fmt: skip
+    }
 
 
 def test_corrections_that_are_all_the_same_are_noticed(demos, tmp_path, monkeypatch, capsys):
@@ -207,7 +230,7 @@ def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
         def read(self, timeout=0.0):
             return next(keys)
 
-    monkeypatch.setattr("pytorch_serl.envs.keyboard.Terminal", Terminal)
+    monkeypatch.setattr("pytorch_serl.envs.human.keyboard.Terminal", Terminal)
     run = training(demos, tmp_path, human="keyboard", env="TinySilent-v0", reward="human", seed=1)
     before = len(run.learner.demo)
     run.actor.start_episode()
@@ -832,7 +855,7 @@ def test_runs_are_not_lost_and_not_mixed(demos, tmp_path, capsys):
 
 def test_a_cluster_without_ray_is_refused_with_the_command(demos, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "pytorch_serl.training.ray_cluster", raising=False)
-    monkeypatch.delattr("pytorch_serl.training.ray_cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "pytorch_serl.scaling.ray_cluster", raising=False)
+    monkeypatch.delattr("pytorch_serl.scaling.ray_cluster", raising=False)
     line = words(demos, tmp_path, learner=None, ray_address="auto")
-    refused(train_hybrid, capsys, "needs Ray: python -m pip install -r requirements-ray.txt", line)
+    refused(train_hybrid, capsys, "needs Ray: python -m pip install -r requirements/ray.txt", line)

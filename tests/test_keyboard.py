@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from pytorch_serl.envs.keyboard import SPEED, KeyboardHuman
+from pytorch_serl.envs.human.keyboard import SPEED, KeyboardHuman
 from tests.runs import ROOT
 
 NOTHING = np.full(14, 0.1, np.float32)
@@ -124,7 +124,7 @@ def test_an_evaluation_can_be_judged_but_not_helped():
 def test_a_terminal():
     """Keys arrive at once and unechoed, Ctrl-C stays, and afterwards the terminal is as before."""
     program = (
-        "import termios, sys; from pytorch_serl.envs.keyboard import Terminal\n"
+        "import termios, sys; from pytorch_serl.envs.human.keyboard import Terminal\n"
         "before = termios.tcgetattr(0); keys = Terminal(); print('ready', flush=True)\n"
         "print('got', repr(keys.read(timeout=20)), repr(keys.read()), flush=True); keys.close()\n"
         "print('same', termios.tcgetattr(0) == before, flush=True)"
@@ -145,7 +145,7 @@ def test_a_terminal():
 
 
 def test_without_a_terminal_it_is_refused():
-    program = "from pytorch_serl.envs.keyboard import Terminal; Terminal()"
+    program = "from pytorch_serl.envs.human.keyboard import Terminal; Terminal()"
     done = subprocess.run(
         [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT
     )

@@ -8,17 +8,17 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from pytorch_serl.data import lerobot, lerobot_writer
 from pytorch_serl.data.checks import DataError
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter
-from pytorch_serl.data.lerobot_files import resized
+from pytorch_serl.data.lerobot import reader, writer
+from pytorch_serl.data.lerobot.files import resized
 from pytorch_serl.networks.resnet import ResNet10
 from tests.runs import FIXED, LEARNED, make_demos
 
 MISSING = [name for name in ("pyarrow", "av") if find_spec(name) is None]
 reading = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {', '.join(MISSING)}: pip install -r requirements-lerobot-data.txt"
+    bool(MISSING), reason=f"no {', '.join(MISSING)}: pip install -r requirements/lerobot-data.txt"
 )
 EPISODES, LENGTH, FPS = 3, 7, 30
 OWN = ("final", "mask", "grasp_penalty", "corrected", "next.done")  # columns that a dataset of others need not have
@@ -38,11 +38,17 @@ def transitions(gripper=(-1, 0, 1)):
         obs = [{"front": picture(episode, i), "state": rng.random(3, np.float32)} for i in range(LENGTH + 1)]
         for i in range(LENGTH):
             done = i == LENGTH - 1
-            result.append({
-                "observations": obs[i], "next_observations": obs[i + 1], "rewards": float(done), "dones": done,
-                "actions": np.array([0.1 * i + 0.05, -0.2, gripper[i % 3]], np.float32), "masks": 1.0 - done,
-                "grasp_penalty": -0.02 * (i == 1),
-            })  # fmt: skip
+            result.append(
+                {
+                    "observations": obs[i],
+                    "next_observations": obs[i + 1],
+                    "rewards": float(done),
+                    "dones": done,
+                    "actions": np.array([0.1 * i + 0.05, -0.2, gripper[i % 3]], np.float32),
+                    "masks": 1.0 - done,
+                    "grasp_penalty": -0.02 * (i == 1),
+                }
+            )
     return result
 
 
@@ -52,7 +58,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lerobot")
     (folder / "demos.pkl").write_bytes(pickle.dumps(transitions()))
     options = ["--demo_paths", str(folder / "demos.pkl"), "--fps", str(FPS), "--output_dir", str(folder / "own")]
-    assert lerobot_writer.main(options) == 0
+    assert writer.main(options) == 0
     return folder
 
 
@@ -64,7 +70,7 @@ def foreign(source, tmp_path):
 
     root = tmp_path / "foreign"
     for path in (source / "own").rglob("*"):
-        if path.is_file() and path.name != lerobot.MAPPING:
+        if path.is_file() and path.name != reader.MAPPING:
             (root / path.relative_to(source / "own")).parent.mkdir(parents=True, exist_ok=True)
             (root / path.relative_to(source / "own")).write_bytes(path.read_bytes())
     table = parquet.read_table(root / "data/chunk-000/file-000.parquet")
@@ -77,15 +83,15 @@ def foreign(source, tmp_path):
     import pyarrow as pa
 
     parquet.write_table(pa.Table.from_pylist(episodes), root / "meta/episodes/chunk-000/file-000.parquet")
-    info = json.loads((root / lerobot.INFO).read_text())
+    info = json.loads((root / reader.INFO).read_text())
     info["features"] = {name: feature for name, feature in info["features"].items() if name not in OWN}
     info["features"]["action"]["names"] = ["x", "y", "gripper"]
-    (root / lerobot.INFO).write_text(json.dumps(info))
+    (root / reader.INFO).write_text(json.dumps(info))
     return root
 
 
 def describe(root, **mapping):
-    (root / lerobot.MAPPING).write_text(json.dumps({"image_size": None} | mapping))
+    (root / reader.MAPPING).write_text(json.dumps({"image_size": None} | mapping))
     return root
 
 
@@ -115,11 +121,19 @@ def test_a_runs_episodes_are_written(tmp_path):
         obs = [{"image": picture(number, i, (33, 31)), "state": np.ones(2, np.float32) * i} for i in range(4)]
         writer.start(number, obs[0])
         for i in range(3):
-            writer.add({"actions": np.full(6, 0.1 * (i + 1), np.float32), "rewards": float(i == 2 and number == 0),
-                        "dones": i == 2, "masks": float(i < 2 or number == 1), "grasp_penalty": 0.0,
-                        "corrected": i == 1}, obs[i + 1])  # fmt: skip
+            writer.add(
+                {
+                    "actions": np.full(6, 0.1 * (i + 1), np.float32),
+                    "rewards": float(i == 2 and number == 0),
+                    "dones": i == 2,
+                    "masks": float(i < 2 or number == 1),
+                    "grasp_penalty": 0.0,
+                    "corrected": i == 1,
+                },
+                obs[i + 1],
+            )
     options = ["--run_dir", str(tmp_path / "run"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert lerobot_writer.main(options) == 0
+    assert writer.main(options) == 0
     demos = read_demos(tmp_path / "set", "image", FIXED)
     assert [t["masks"] for t in demos.transitions] == [1, 1, 0, 1, 1, 1] and demos.image_shapes["image"] == (33, 31, 3)
     assert [t["dones"] for t in demos.transitions] == [False, False, True] * 2
@@ -142,9 +156,9 @@ def test_a_dataset_of_others(foreign):
 
 @reading
 def test_without_rewards_every_episode_ends_well(foreign):
-    info = json.loads((foreign / lerobot.INFO).read_text())
+    info = json.loads((foreign / reader.INFO).read_text())
     del info["features"]["next.reward"]
-    (foreign / lerobot.INFO).write_text(json.dumps(info))
+    (foreign / reader.INFO).write_text(json.dumps(info))
     demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
     assert sum(t["rewards"] for t in demos.transitions) == EPISODES
     assert "no next.reward: every episode counts as a success at its end" in demos.warnings[0]
@@ -168,8 +182,14 @@ def test_subsampling(combine, first, foreign):
 
 @reading
 def test_entries_ranges_and_names(foreign):
-    mapping = {"cameras": {"top": "observation.images.front"}, "state": ["observation.state", "next.reward"],
-               "entries": ["y", 0, "gripper"], "low": [-0.4, 0.0], "high": [0.0, 1.0], "gripper": COMMANDS}  # fmt: skip
+    mapping = {
+        "cameras": {"top": "observation.images.front"},
+        "state": ["observation.state", "next.reward"],
+        "entries": ["y", 0, "gripper"],
+        "low": [-0.4, 0.0],
+        "high": [0.0, 1.0],
+        "gripper": COMMANDS,
+    }
     demos = read_demos(describe(foreign, **mapping), "top", LEARNED)
     assert demos.state_dim == 4 and demos.transitions[0]["actions"] == pytest.approx([0.0, -0.9, -1.0], abs=1e-6)
 
@@ -217,8 +237,8 @@ def test_damaged_and_older_datasets_are_named(foreign):
     video.write_bytes(b"nothing")
     with pytest.raises(DataError, match="file-001.mp4: got"):
         read_demos(foreign, "front", LEARNED)
-    info = json.loads((foreign / lerobot.INFO).read_text())
-    (foreign / lerobot.INFO).write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    info = json.loads((foreign / reader.INFO).read_text())
+    (foreign / reader.INFO).write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(DataError, match="codebase_version: got v2.1, wanted v3.x"):
         read_demos(foreign, "front", LEARNED)
 
@@ -226,29 +246,29 @@ def test_damaged_and_older_datasets_are_named(foreign):
 @reading
 def test_the_writer_refuses(source, tmp_path, capsys):
     options = ["--demo_paths", str(source / "demos.pkl"), "--fps", "10", "--output_dir"]
-    assert lerobot_writer.main([*options, str(source / "own")]) == 2
+    assert writer.main([*options, str(source / "own")]) == 2
     assert "own exists" in capsys.readouterr().err
     demos = transitions()
     demos[2]["next_observations"] = demos[0]["observations"]
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps(demos))
     options = ["--demo_paths", str(tmp_path / "leap.pkl"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert lerobot_writer.main(options) == 2
+    assert writer.main(options) == 2
     assert "transition 2: next_observations: got another picture or state" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leap.pkl"]
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps([demos[0], {}]))
-    assert lerobot_writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
+    assert writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "meta").mkdir()
-    (tmp_path / lerobot.INFO).write_text("{}")
-    with pytest.raises(ValueError, match="pip install -r requirements-lerobot-data.txt"):
+    (tmp_path / reader.INFO).write_text("{}")
+    with pytest.raises(ValueError, match="pip install -r requirements/lerobot-data.txt"):
         read_demos(tmp_path, "front", FIXED)
     demos = make_demos(tmp_path / "demos.pkl")
     options = ["--demo_paths", str(demos), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert lerobot_writer.main(options) == 2 and "requirements-lerobot-data.txt" in capsys.readouterr().err
+    assert writer.main(options) == 2 and "requirements/lerobot-data.txt" in capsys.readouterr().err
 
 
 def test_resizing_is_the_encoders():

@@ -55,7 +55,7 @@ def test_the_stored_notebook_is_executed_small_and_clean():
 @pytest.mark.slow
 def test_it_runs_from_a_clone_with_nothing_recorded(tmp_path):
     for package in ("nbconvert", "ipykernel"):
-        pytest.importorskip(package, reason="pip install -r requirements-notebook.txt")
+        pytest.importorskip(package, reason="pip install -r requirements/notebook.txt")
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", tmp_path, NOTEBOOK]
     environment = os.environ | {"TOUR_SHORT": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("MPLBACKEND", None)  # another backend than the notebook's own draws nothing into it

@@ -51,9 +51,15 @@ def no_published_backbone(monkeypatch, tmp_path):
 def words(demos, out, **changes):
     """The command line of a short run; see `command`."""
     options = {
-        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "batch_size": 4, "views": 2,
-        "save_dir": out, "device": "cpu", "max_steps": 4,
-    }  # fmt: skip
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": FIXED,
+        "batch_size": 4,
+        "views": 2,
+        "save_dir": out,
+        "device": "cpu",
+        "max_steps": 4,
+    }
     return command(options | changes)
 
 

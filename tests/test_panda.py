@@ -14,13 +14,14 @@ from gymnasium.utils.env_checker import check_env
 
 import train_hybrid
 from pytorch_serl.data.demos import read_demos
-from pytorch_serl.envs import panda, record
-from pytorch_serl.envs.scripted import ScriptedHuman
+from pytorch_serl.envs import record
+from pytorch_serl.envs.human.scripted import ScriptedHuman
+from pytorch_serl.envs.simulators import panda
 from pytorch_serl.training import build
 from tests.runs import LEARNED, ROOT, make_demos
 
 HERE = find_spec("gym_hil") is not None
-simulated = pytest.mark.skipif(not HERE, reason="gym-hil is not installed: pip install -r requirements-sim.txt")
+simulated = pytest.mark.skipif(not HERE, reason="gym-hil is not installed: pip install -r requirements/sim.txt")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +68,18 @@ def run(env, act):
 def test_without_the_simulator_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
     for name in ("mujoco", "gym_hil", "gym_hil.envs"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install -r requirements-sim.txt"):
+    with pytest.raises(ImportError, match=r"pip install -r requirements/sim.txt"):
         panda.PandaPickCubeEnv()
     for name in ("panda", "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"):
-        with pytest.raises(ValueError, match=rf"--env {name} cannot be made.*pip install -r requirements-sim.txt"):
+        with pytest.raises(ValueError, match=rf"--env {name} cannot be made.*pip install -r requirements/sim.txt"):
             build.make_env(name, LEARNED)
     assert record.main(["--env", "panda", "--output_dir", str(tmp_path)]) == 2
-    assert "requirements-sim.txt" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "requirements/sim.txt" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_the_simulator_is_imported_only_where_it_is_used():
     code = (
-        "import sys, train_hybrid, pytorch_serl.envs.panda, pytorch_serl.envs.record\n"
+        "import sys, train_hybrid, pytorch_serl.envs.simulators.panda, pytorch_serl.envs.record\n"
         "assert not {'mujoco', 'gym_hil'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -280,9 +281,13 @@ def test_bad_pictures_are_found_at_the_start(key, fault, monkeypatch):
 def test_without_opengl_the_error_says_what_to_install():
     code = "from pytorch_serl.training.build import make_env; make_env('panda', '')"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"MUJOCO_GL": "none-such"},
-    )  # fmt: skip
+    )
     assert "--env panda cannot be made" in result.stderr and "apt install libegl1" in result.stderr, result.stderr
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from golden_io import load_case, recipe_tensor
 
-from pytorch_serl.agents.hil_serl import (
+from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.hil_serl.load import (
     agent_table,
     classifier_table,
     load_hil_serl_agent,
@@ -19,7 +20,6 @@ from pytorch_serl.agents.hil_serl import (
     modules,
     shapes_of,
 )
-from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.networks.actor_critic import Temperature, normal_log_prob, sample_tanh_normal, tanh_log_det
 from pytorch_serl.networks.augment import random_crop
 from pytorch_serl.networks.classifier import RewardClassifier
@@ -88,9 +88,13 @@ def test_tanh_normal(units):
     action, log_prob = sample_tanh_normal(loc, scale, eps)
     assert (action.detach().abs() == 1).any() and log_prob.isfinite().all()  # saturated rows are in it
     for name, ours in (
-        ("pre_tanh", u), ("action", action), ("log_det", tanh_log_det(u)), ("log_prob", log_prob),
-        ("base_log_prob", normal_log_prob(u, loc, scale)), ("mode", torch.tanh(loc)),
-    ):  # fmt: skip
+        ("pre_tanh", u),
+        ("action", action),
+        ("log_det", tanh_log_det(u)),
+        ("log_prob", log_prob),
+        ("base_log_prob", normal_log_prob(u, loc, scale)),
+        ("mode", torch.tanh(loc)),
+    ):
         np.testing.assert_allclose(ours.detach().numpy(), units[f"tanh/{name}"], rtol=2e-5, atol=2e-6, err_msg=name)
     grads = torch.autograd.grad(log_prob.sum(), (loc, scale))
     for name, grad in zip(("loc", "scale"), grads, strict=True):

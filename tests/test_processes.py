@@ -16,9 +16,9 @@ from torch import nn
 
 import train_hybrid
 from pytorch_serl.data.episode_files import episode_files, read_episode
-from pytorch_serl.training import processes
+from pytorch_serl.scaling import processes
+from pytorch_serl.scaling.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
 from pytorch_serl.training.pace import Pace
-from pytorch_serl.training.processes import LearnerError, RemoteLearner, SharedParameters, acting_modules
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.test_hybrid import training
@@ -38,11 +38,22 @@ def one_thread(empty_home, monkeypatch):
 
 def words(demos, out, **changes):
     options = {
-        "demo_paths": demos, "image_keys": "image", "setup_mode": "single-arm-fixed-gripper", "save_dir": out,
-        "env": "tests.tiny_env:TinyHuman-v0", "device": "cpu", "batch_size": 4, "views": 2, "pretrain_steps": 2,
-        "training_starts": 4, "max_steps": 3 * LENGTH, "eval_every": 2 * LENGTH, "eval_episodes": 1, "stop_at": 1.0,
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": "single-arm-fixed-gripper",
+        "save_dir": out,
+        "env": "tests.tiny_env:TinyHuman-v0",
+        "device": "cpu",
+        "batch_size": 4,
+        "views": 2,
+        "pretrain_steps": 2,
+        "training_starts": 4,
+        "max_steps": 3 * LENGTH,
+        "eval_every": 2 * LENGTH,
+        "eval_episodes": 1,
+        "stop_at": 1.0,
         "buffer_capacity": 100,
-    }  # fmt: skip
+    }
     return command(options | changes)
 
 
@@ -99,8 +110,10 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     after = [p for m in acting_modules(run.agent) for p in m.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after))
     assert equal(run.agent.actor.state_dict(), saved["actor"])
-    assert equal(run.agent.online["encoder"].state_dict(), {
-        k.removeprefix("encoder."): v for k, v in saved["online"].items() if k.startswith("encoder.")})  # fmt: skip
+    assert equal(
+        run.agent.online["encoder"].state_dict(),
+        {k.removeprefix("encoder."): v for k, v in saved["online"].items() if k.startswith("encoder.")},
+    )
     assert equal(policy.actor.state_dict(), kept["actor"]) and equal(kept["actor"], saved["average_actor"])
     assert equal(kept["backbone"], run.agent.backbone.state_dict())
 
@@ -185,8 +198,9 @@ def kill_amid(line, out, seconds, saving, child, log):
     """SIGKILL for the script or its learner, some time after its third episode, or then at the next checkpoint."""
     last = max(episode_files(out), default=-1)
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, ROOT / "train_hybrid.py", *line], cwd=log.parent, stdout=file,
-                                   stderr=subprocess.STDOUT)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train_hybrid.py", *line], cwd=log.parent, stdout=file, stderr=subprocess.STDOUT
+        )
     wait(lambda: max(episode_files(out), default=-1) >= last + 3 or process.poll() is not None)
     time.sleep(seconds)
     if saving:

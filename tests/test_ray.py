@@ -21,20 +21,33 @@ from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
 ray = pytest.importorskip("ray")
 
-from pytorch_serl.training.processes import acting_modules, pack  # noqa: E402
-from pytorch_serl.training.ray_cluster import LearnerHost  # noqa: E402
-from pytorch_serl.training.ray_robots import RobotWorker  # noqa: E402
+from pytorch_serl.scaling.processes import acting_modules, pack  # noqa: E402
+from pytorch_serl.scaling.ray_cluster import LearnerHost  # noqa: E402
+from pytorch_serl.scaling.ray_robots import RobotWorker  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 
 
 def words(demos, out, **changes):
     options = {
-        "demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": out, "device": "cpu",
-        "env": "tests.tiny_env:TinyWatched-v0", "batch_size": 4, "views": 2, "pretrain_steps": 2, "training_starts": 4,
-        "max_steps": 10 * LENGTH, "eval_every": 5 * LENGTH, "eval_episodes": 1, "stop_at": 1.0,
-        "buffer_capacity": 50_000, "ray_address": "auto", "actors": 2,
-    }  # fmt: skip
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": FIXED,
+        "save_dir": out,
+        "device": "cpu",
+        "env": "tests.tiny_env:TinyWatched-v0",
+        "batch_size": 4,
+        "views": 2,
+        "pretrain_steps": 2,
+        "training_starts": 4,
+        "max_steps": 10 * LENGTH,
+        "eval_every": 5 * LENGTH,
+        "eval_episodes": 1,
+        "stop_at": 1.0,
+        "buffer_capacity": 50_000,
+        "ray_address": "auto",
+        "actors": 2,
+    }
     return command(options | changes)
 
 
@@ -138,9 +151,11 @@ def cluster(tmp_path, monkeypatch):
 
     def driver(line):
         process = subprocess.Popen(
-            [sys.executable, ROOT / "train_hybrid.py", *line, "--ray_address", made.address], cwd=tmp_path,
-            stdout=open(tmp_path / "log", "a"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [sys.executable, ROOT / "train_hybrid.py", *line, "--ray_address", made.address],
+            cwd=tmp_path,
+            stdout=open(tmp_path / "log", "a"),
+            stderr=subprocess.STDOUT,
+        )
         processes.append(process)
         return process
 
@@ -196,8 +211,9 @@ def test_a_run_and_its_resumption(cluster, demos, tmp_path):
     assert {file.name for file in out.iterdir()} >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json", "episodes"}
     files = assert_nothing_is_lost(cluster, out, tmp_path)
     assert {step["robot"] for steps in files.values() for step in steps} == {0, 1}
-    assert all([s["corrected"] for s in steps] == [i + 1 in HUMAN_STEPS for i in range(LENGTH)]
-               for steps in files.values())  # fmt: skip
+    assert all(
+        [s["corrected"] for s in steps] == [i + 1 in HUMAN_STEPS for i in range(LENGTH)] for steps in files.values()
+    )
     assert set(metrics(out, "eval_success")) == {0, 5 * LENGTH, 10 * LENGTH}
     assert set(metrics(out, "robots").values()) == {2.0} and min(metrics(out, "parameters_age").values()) >= 0
     best = load_checkpoint(out / "best.pt")

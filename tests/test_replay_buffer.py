@@ -376,12 +376,16 @@ def test_100_000_transitions_added_beside_sampling_are_whole():
         for count in range(100_000):
             done = count % 17 == 16
             frames = [np.full(12, number, np.uint32).view(np.uint8).reshape(4, 4, 3) for number in (frame, frame + 1)]
-            buffer.add({
-                "observations": {"image": frames[0], "state": np.array([frame], np.float32)},
-                "actions": np.array([frame % 1000], np.float32) / 1000, "rewards": float(frame % 2), "dones": done,
-                "next_observations": {"image": frames[1], "state": np.array([frame + 1], np.float32)},
-                "masks": float(frame % 3 == 0),
-            })  # fmt: skip
+            buffer.add(
+                {
+                    "observations": {"image": frames[0], "state": np.array([frame], np.float32)},
+                    "actions": np.array([frame % 1000], np.float32) / 1000,
+                    "rewards": float(frame % 2),
+                    "dones": done,
+                    "next_observations": {"image": frames[1], "state": np.array([frame + 1], np.float32)},
+                    "masks": float(frame % 3 == 0),
+                }
+            )
             frame += 2 if done else 1
 
     thread = threading.Thread(target=add_all)

@@ -184,8 +184,11 @@ class PixelAgent:
         for name, module in self.state_dict()["modules"].items():
             theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
             ours = {k: tuple(v.shape) for k, v in module.items()}
-            wrong += [f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
-                      for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]  # fmt: skip
+            wrong += [
+                f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
+                for k in sorted(ours.keys() | theirs.keys())
+                if ours.get(k) != theirs.get(k)
+            ]
         for name, optimizer in self.optimizers.items():
             groups = optimizer.param_groups, state["optimizers"][name]["param_groups"]
             ours, theirs = ([len(group["params"]) for group in part] for part in groups)

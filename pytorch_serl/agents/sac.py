@@ -19,13 +19,7 @@ import torch
 from torch import nn
 
 from pytorch_serl.agents.base import PixelAgent, Tensors
-from pytorch_serl.networks.actor_critic import (
-    Actor,
-    Critic,
-    GraspCritic,
-    Temperature,
-    sample_tanh_normal,
-)
+from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
 from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.distributed import average_gradients, of_whole_batch, whole_batch
@@ -98,10 +92,19 @@ class SACAgent(PixelAgent):
         self.q_range = (-float("inf"), float("inf")) if q_range is None else tuple(q_range)
         self.target_entropy = -(action_dim + self.num_grippers) / 2 if target_entropy is None else target_entropy
         self.config = dict(
-            image_keys=self.image_keys, action_dim=action_dim, lr=lr, state_dim=state_dim, discount=discount, tau=tau,
-            ensemble_size=ensemble_size, target_entropy=self.target_entropy, q_range=q_range,
-            init_temperature=init_temperature, dropout=dropout, trainable_backbone=trainable_backbone,
-        )  # fmt: skip
+            image_keys=self.image_keys,
+            action_dim=action_dim,
+            lr=lr,
+            state_dim=state_dim,
+            discount=discount,
+            tau=tau,
+            ensemble_size=ensemble_size,
+            target_entropy=self.target_entropy,
+            q_range=q_range,
+            init_temperature=init_temperature,
+            dropout=dropout,
+            trainable_backbone=trainable_backbone,
+        )
         self.backbone = None
         if self.image_keys and not trainable_backbone:
             self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()

@@ -28,12 +28,12 @@ def summary(demos):
     images = ", ".join(f"{key} {_size(shape)}" for key, shape in demos.image_shapes.items())
     state = f"state {demos.state_dim}" if demos.state_dim else "no state"
     lines = [
-        f"demos for {demos.setup_mode}: {_count(len(episodes), 'episode')}, "
-        f"{_count(len(actions), 'transition')}, {successes} successful",
+        f"demos for {demos.setup_mode}: {_count(len(episodes), 'episode')}, {_count(len(actions), 'transition')}, "
+        f"{successes} successful",
         f"  episode length: {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
         f"  observations: {images}, {state}",
-        f"  actions: {demos.action_dim} entries, {demos.continuous_dim} continuous; "
-        f"{_no_ops(actions).mean():.1%} no-ops",
+        f"  actions: {demos.action_dim} entries, {demos.continuous_dim} continuous; {_no_ops(actions).mean():.1%} "
+        f"no-ops",
     ]
     lines += [
         f"    [{column}] min {values.min():+.3f}, max {values.max():+.3f}, std {values.std():.3f}"
@@ -125,8 +125,8 @@ def _image_oddities(demos, key):
     blank = highest == np.array([image.min() for image in images])
     if blank.any():
         return [
-            f"observations[{key!r}]: {_share(int(blank.sum()), len(images))} images are blank (one value "
-            f"throughout; first: transition {int(np.argmax(blank))})"
+            f"observations[{key!r}]: {_share(int(blank.sum()), len(images))} images are blank (one value throughout; "
+            f"first: transition {int(np.argmax(blank))})"
         ]
     if highest.max() <= 1:
         return [f"observations[{key!r}]: no pixel above 1 in {len(images)} images; were they floats?"]

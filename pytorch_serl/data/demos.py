@@ -26,7 +26,7 @@ from pytorch_serl.data.checks import (
     show,
     take,
 )
-from pytorch_serl.data.lerobot import is_lerobot, load_lerobot
+from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]

@@ -36,8 +36,8 @@ class ClassifierFrames:
         for label in (1, 0):
             rows = self.labels == label
             lines.append(
-                f"  {CLASSES[label]}: {rows.sum()} frames ({rows.mean():.1%}) in "
-                f"{len(np.unique(self.files[rows]))} files, {len(np.unique(self.episode[rows]))} episodes"
+                f"  {CLASSES[label]}: {rows.sum()} frames ({rows.mean():.1%}) in {len(np.unique(self.files[rows]))} "
+                f"files, {len(np.unique(self.episode[rows]))} episodes"
             )
         lines.append(f"  memory: {sum(array.nbytes for array in self.images.values()) / 1e9:.3f} GB")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])

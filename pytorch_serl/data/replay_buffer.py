@@ -17,8 +17,12 @@ import torch
 
 Rows = tuple[np.ndarray, np.ndarray]  # an array, and which of its rows
 COLUMNS = {  # of a transition, and what they are called here
-    "actions": "action", "rewards": "reward", "masks": "mask", "dones": "done", "grasp_penalty": "grasp_penalty",
-}  # fmt: skip
+    "actions": "action",
+    "rewards": "reward",
+    "masks": "mask",
+    "dones": "done",
+    "grasp_penalty": "grasp_penalty",
+}
 OPTIONAL = "grasp_penalty"  # 0 where there is none
 FRAME_SLACK = 1.01  # frame slots per transition: one frame each, plus one at every episode's start
 
@@ -216,10 +220,12 @@ class ReplayBuffer:
             rows = np.arange(first, self._count) % self.capacity
             slots = np.arange(first_frame, self._frame_count) % self.num_slots
             return {
-                "counters": (self._count, self._frame_count), "tail": self._tail, "first": (first, first_frame),
+                "counters": (self._count, self._frame_count),
+                "tail": self._tail,
+                "first": (first, first_frame),
                 "columns": {k: torch.from_numpy(v[rows]) for k, v in self._columns.items()},
                 "frames": {k: torch.from_numpy(v[slots]) for k, v in self._frames.items()},
-            }  # fmt: skip
+            }
 
     def restore(self, part: dict[str, Any]) -> None:
         """Put one export back, at the very places it came from; a smaller buffer keeps the newest.

@@ -44,8 +44,8 @@ def safe_load_from(file: BinaryIO, name: str | PathLike) -> Any:
         return _build(loaded, {})
     except _Refused as error:
         raise UnsafePickleError(
-            f"{name}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python "
-            f"containers only; nothing of it was run; {REMEDY}"
+            f"{name}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python containers only; "
+            f"nothing of it was run; {REMEDY}"
         ) from None
     except Exception as error:  # garbage raises almost anything
         detail = " ".join(str(error).split())[:120] or "no detail"

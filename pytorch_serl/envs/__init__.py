@@ -7,14 +7,14 @@ Importing this package registers both, so a Gymnasium id that names the package 
 import gymnasium as gym
 
 ENV_ID = "pytorch_serl/Tabletop-v0"
-PANDA_ID = "pytorch_serl/PandaPickCube-v0"  # needs requirements-sim.txt
+PANDA_ID = "pytorch_serl/PandaPickCube-v0"  # needs requirements/sim.txt
 
 if ENV_ID not in gym.registry:
     gym.register(
         id=ENV_ID,
-        entry_point="pytorch_serl.envs.tabletop:TabletopEnv",
+        entry_point="pytorch_serl.envs.tabletop.task:TabletopEnv",
         kwargs={"setup_mode": "single-arm-learned-gripper"},
     )
 
 if PANDA_ID not in gym.registry:
-    gym.register(id=PANDA_ID, entry_point="pytorch_serl.envs.panda:PandaPickCubeEnv")
+    gym.register(id=PANDA_ID, entry_point="pytorch_serl.envs.simulators.panda:PandaPickCubeEnv")

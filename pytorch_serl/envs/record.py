@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytorch_serl.envs import tabletop as task
+from pytorch_serl.envs.tabletop import task
 
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
@@ -29,8 +29,12 @@ FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as m
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--env", choices=("built-in", "panda"), default="built-in", help="the built-in task, or the "
-                        "simulated arm of docs/simulation.md, which is single-arm-learned-gripper")  # fmt: skip
+    parser.add_argument(
+        "--env",
+        choices=("built-in", "panda"),
+        default="built-in",
+        help="the built-in task, or the simulated arm of docs/simulation.md, which is single-arm-learned-gripper",
+    )
     parser.add_argument("--setup_mode", choices=task.SETUP_MODES, default="single-arm-learned-gripper")
     parser.add_argument("--num_demos", type=int, default=20, help="successful episodes in demos.pkl (20)")
     parser.add_argument(
@@ -39,10 +43,7 @@ def parse_args(argv=None):
         help="episodes per class for success/ and failure/ (40; the panda has none, so 0); 0 writes neither",
     )
     parser.add_argument(
-        "--noise",
-        type=float,
-        default=0.1,
-        help="standard deviation of the noise on the expert's actions (0.1)",
+        "--noise", type=float, default=0.1, help="standard deviation of the noise on the expert's actions (0.1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (0)")
     parser.add_argument("--output_dir", default="./data", help="where to write (./data)")
@@ -77,11 +78,7 @@ def record(
     """
     output_dir = Path(output_dir)
     demo_path = output_dir / "demos.pkl"
-    outputs = [
-        demo_path,
-        *sorted(output_dir.glob("success/*.pkl")),
-        *sorted(output_dir.glob("failure/*.pkl")),
-    ]
+    outputs = [demo_path, *sorted(output_dir.glob("success/*.pkl")), *sorted(output_dir.glob("failure/*.pkl"))]
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")
@@ -135,7 +132,7 @@ def _make_env(name, setup_mode, image_size, num_classifier_episodes):
         raise ValueError(f"--env {name} is single-arm-learned-gripper, --setup_mode says {setup_mode}")
     if num_classifier_episodes:
         raise ValueError(f"--env {name} has no classifier frames; --num_classifier_episodes must be 0")
-    from pytorch_serl.envs.panda import PandaPickCubeEnv
+    from pytorch_serl.envs.simulators.panda import PandaPickCubeEnv
 
     return PandaPickCubeEnv(image_size)
 
@@ -291,8 +288,8 @@ def main(argv=None):
     print(f"{summary['demos']}: {counts} ({summary['attempts']} attempts), {size:.1f} MB")
     for label in ("success", "failure") if summary["classifier_episodes"] else ():
         print(
-            f"{Path(args.output_dir) / label}: {summary[label + '_frames']} frames, "
-            f"{summary['classifier_episodes']} files"
+            f"{Path(args.output_dir) / label}: {summary[label + '_frames']} frames, {summary['classifier_episodes']} "
+            f"files"
         )
     return 0
 

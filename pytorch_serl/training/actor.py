@@ -36,9 +36,16 @@ class Actor:
     has_more = False  # of an episode: its next step is still to be done
 
     def __init__(
-        self, agent: SACAgent, env: gym.Env, *, seed: int, random_steps: int, sparse: bool, writer: EpisodeWriter,
+        self,
+        agent: SACAgent,
+        env: gym.Env,
+        *,
+        seed: int,
+        random_steps: int,
+        sparse: bool,
+        writer: EpisodeWriter,
         control_hz: float | None = None,
-    ):  # fmt: skip
+    ):
         self.agent, self.env, self.seed, self.writer = agent, env, seed, writer
         self.random_steps, self.sparse = random_steps, sparse
         self.episode, self.pace = 0, Pace(control_hz)
@@ -73,9 +80,12 @@ class Actor:
         if self.sparse:
             check_sparse(float(reward), terminated)
         step = {
-            "actions": executed_action(info, action), "rewards": float(reward), "masks": 1.0 - float(terminated),
-            "dones": bool(terminated or truncated), "grasp_penalty": float(info.get("grasp_penalty", 0.0)),
-        }  # fmt: skip
+            "actions": executed_action(info, action),
+            "rewards": float(reward),
+            "masks": 1.0 - float(terminated),
+            "dones": bool(terminated or truncated),
+            "grasp_penalty": float(info.get("grasp_penalty", 0.0)),
+        }
         verdicts = {name: float(info[name]) for name in VERDICTS if name in info}
         self.writer.add(step | {"corrected": "intervene_action" in info} | verdicts, next_obs)
         next_stored = build.to_storage(self.agent, next_obs, views=1)

@@ -3,8 +3,8 @@
 import argparse
 
 from pytorch_serl.data.demos import SETUP_MODES
+from pytorch_serl.scaling.torchrun import check_options
 from pytorch_serl.training import build
-from pytorch_serl.training.parallel import check_options
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
 
@@ -12,8 +12,12 @@ from pytorch_serl.utils.device import pick_device
 def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) -> argparse._ArgumentGroup:
     """Demos, environment and run directory; `env` is the environment's default."""
     data = parser.add_argument_group("data and environment")
-    data.add_argument("--demo_paths", nargs="+", required=True, help="demo files (pickles), or "
-                      "folders with LeRobot datasets (docs/lerobot.md)")  # fmt: skip
+    data.add_argument(
+        "--demo_paths",
+        nargs="+",
+        required=True,
+        help="demo files (pickles), or folders with LeRobot datasets (docs/lerobot.md)",
+    )
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to use, in this order")
     data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
     data.add_argument(
@@ -36,12 +40,14 @@ def add_learning_arguments(parser: Parser, unit: str, batch_help: str) -> argpar
 def add_vision_arguments(parser: Parser, views: int) -> argparse._ArgumentGroup:
     """Backbone, and the number of stored crops of a demo frame."""
     vision = parser.add_argument_group("vision")
-    vision.add_argument("--backbone", help="frozen backbone: resnet10_params.pkl or a backbone.pt; None: the best "
-                        "found")  # fmt: skip
+    vision.add_argument(
+        "--backbone", help="frozen backbone: resnet10_params.pkl or a backbone.pt; None: the best found"
+    )
     vision.add_argument("--download_backbone", action="store_true", help="fetch the published weights if not there")
     vision.add_argument("--train_backbone", action="store_true", help="train the ResNet-10 as well (needs a GPU)")
-    vision.add_argument("--views", type=int, default=views,
-                        help="stored crops of each demo frame; the first is uncropped")  # fmt: skip
+    vision.add_argument(
+        "--views", type=int, default=views, help="stored crops of each demo frame; the first is uncropped"
+    )
     return vision
 
 
@@ -49,11 +55,18 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     """Evaluation, seed, device, resume and overwrite."""
     run = parser.add_argument_group("run")
     run.add_argument("--eval_every", type=int, default=eval_every, help=f"{unit}s between evaluations")
-    run.add_argument("--eval_episodes", type=int, help="default 20 during training (50 in the built-in "
-                     "task, where they are cheap), 100 in the final evaluation")  # fmt: skip
-    run.add_argument("--stop_at", type=float, default=0.98,
-                     help="stop at this success rate; an evaluation that reaches it goes on over twice "
-                     "as many other episodes, and all of them count")  # fmt: skip
+    run.add_argument(
+        "--eval_episodes",
+        type=int,
+        help="default 20 during training (50 in the built-in task, where they are cheap), 100 in the final evaluation",
+    )
+    run.add_argument(
+        "--stop_at",
+        type=float,
+        default=0.98,
+        help="stop at this success rate; an evaluation that reaches it goes on over twice as many other episodes, and "
+        "all of them count",
+    )
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     run.add_argument("--resume", action="store_true", help="continue the run in --save_dir")
@@ -64,8 +77,11 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
 def add_cluster_arguments(parser: Parser) -> argparse._ArgumentGroup:
     """Robots and learner on a Ray cluster; see `check_cluster`."""
     cluster = parser.add_argument_group("several robots (docs/cluster.md)")
-    cluster.add_argument("--ray_address", help="act on the robots of a Ray cluster and learn in it: auto (the one that "
-                         "this machine is part of) or host:port")  # fmt: skip
+    cluster.add_argument(
+        "--ray_address",
+        help="act on the robots of a Ray cluster and learn in it: auto (the one that this machine is part of) or "
+        "host:port",
+    )
     cluster.add_argument("--actors", type=int, default=1, help="robots, with --ray_address")
     return cluster
 
@@ -93,13 +109,16 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
     """Refuse numbers of the shared options that cannot be meant."""
     at_least_one = ("max_steps", "batch_size", "views", "eval_every")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
-    parser.require(args, {
-        "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
-        "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
-        "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
-        "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
-        "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
-    })  # fmt: skip
+    parser.require(
+        args,
+        {
+            "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
+            "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
+            "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
+            "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),
+            "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
+        },
+    )
     with user_errors():
         check_options(args.device, args.batch_size)
 
@@ -113,8 +132,10 @@ def check_cluster(args: argparse.Namespace, parser: Parser) -> None:
     if args.ray_address == "local" or args.ray_address.startswith("ray://"):
         parser.error("--ray_address takes auto or host:port; run the command on a machine of the cluster")
     if args.human in ("keyboard", "gamepad"):
-        parser.error(f"--human {args.human} sits at this terminal, the robots may be elsewhere; let the environment "
-                     "report corrections (--human env)")  # fmt: skip
+        parser.error(
+            f"--human {args.human} sits at this terminal, the robots may be elsewhere; let the environment "
+            "report corrections (--human env)"
+        )
     if args.learner == "inline":
         parser.error("--learner inline learns between two steps of a robot; leave it out with --ray_address")
     if args.eval_ckpt:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from pytorch_serl.data.safe_pickle import safe_load
-from pytorch_serl.networks.hil_serl import flatten, resnet10_state
+from pytorch_serl.hil_serl.names import flatten, resnet10_state
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
@@ -80,8 +80,11 @@ def read_backbone(path: str | os.PathLike) -> tuple[ResNet10, str]:
     resnet = ResNet10()
     ours = {k: tuple(v.shape) for k, v in resnet.state_dict().items()}
     theirs = {k: tuple(getattr(v, "shape", ())) for k, v in state.items()}
-    wrong = [f"{k} is {theirs.get(k)}, wanted {ours.get(k)}" for k in sorted(ours.keys() | theirs.keys())
-             if ours.get(k) != theirs.get(k)]  # fmt: skip
+    wrong = [
+        f"{k} is {theirs.get(k)}, wanted {ours.get(k)}"
+        for k in sorted(ours.keys() | theirs.keys())
+        if ours.get(k) != theirs.get(k)
+    ]
     if wrong:
         raise ValueError(f"{path} does not hold a ResNet-10: " + "; ".join(wrong))
     resnet.load_state_dict(state)
@@ -139,7 +142,7 @@ def _fetch(url: str, path: Path) -> None:
 def read_hil_serl_params(path: str | os.PathLike) -> dict[str, Any]:
     """The original's parameters as a flat dict by path: `.npz` of '/'-joined paths, or a pickled dict.
 
-    Agents and classifiers take the result in agents/hil_serl.py. Raises ValueError naming the file.
+    Agents and classifiers take the result in hil_serl/load.py. Raises ValueError naming the file.
     """
     path = Path(path)
     if not path.is_file():

@@ -13,9 +13,9 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.scaling.torchrun import SharedStep
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
-from pytorch_serl.training.parallel import SharedStep
 from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
@@ -32,9 +32,14 @@ def make_agent(
     """The agent that fits the demos, every Q at 0: cameras, state and action dimensions are read from them."""
     grippers = num_grippers(demos.setup_mode)
     settings: dict[str, Any] = dict(
-        q_range=q_range(demos), lr=lr, state_dim=demos.state_dim, discount=discount, device=device, backbone=backbone,
+        q_range=q_range(demos),
+        lr=lr,
+        state_dim=demos.state_dim,
+        discount=discount,
+        device=device,
+        backbone=backbone,
         trainable_backbone=trainable,
-    )  # fmt: skip
+    )
     if grippers:
         agent = SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
     else:
@@ -201,7 +206,7 @@ def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
         return env
     if human in ("keyboard", "gamepad"):
         return env.steered()
-    from pytorch_serl.envs.scripted import ScriptedHuman
+    from pytorch_serl.envs.human.scripted import ScriptedHuman
 
     return ScriptedHuman(env, seed=seed)
 

@@ -61,10 +61,14 @@ class RunCheckpoint:
                 self.parts.append({"buffer": name, "file": file})
                 self.counters[name] = part["counters"]
         content = {
-            "step": step, "agent": self.agent.state_dict(), "rng": rng_state(), "progress": progress,
-            "parts": self.parts, "sampling": {name: buffer.rng_state() for name, buffer in self.buffers.items()},
+            "step": step,
+            "agent": self.agent.state_dict(),
+            "rng": rng_state(),
+            "progress": progress,
+            "parts": self.parts,
+            "sampling": {name: buffer.rng_state() for name, buffer in self.buffers.items()},
             "identity": self.identity,
-        }  # fmt: skip
+        }
         save_checkpoint(self.path / LAST, content)
         return self.path / LAST
 

@@ -46,12 +46,15 @@ def confusion(prob: np.ndarray, labels: np.ndarray, threshold: float) -> dict[st
     fn, tn = int((~called & (labels == 1)).sum()), int((~called & (labels == 0)).sum())
     return {
         "threshold": float(threshold),
-        "true_positives": tp, "false_positives": fp, "true_negatives": tn, "false_negatives": fn,
+        "true_positives": tp,
+        "false_positives": fp,
+        "true_negatives": tn,
+        "false_negatives": fn,
         "accuracy": (tp + tn) / len(labels),
         "false_positive_rate": fp / (fp + tn),
         "false_positive_rate_upper_95": float(wilson_interval(fp, fp + tn)[1]),
         "recall": tp / (tp + fn),
-    }  # fmt: skip
+    }
 
 
 def balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -77,16 +80,16 @@ def validation_report(logits: np.ndarray, labels: np.ndarray, max_fpr: float) ->
 def describe(report: dict[str, Any]) -> str:
     """The report in a few lines for the terminal."""
     lines = [
-        f"validation: {report['success_frames']} success and {report['failure_frames']} failure frames, "
-        f"loss {report['loss']:.4f}, AUC {report['auc']:.4f}"
+        f"validation: {report['success_frames']} success and {report['failure_frames']} failure frames, loss "
+        f"{report['loss']:.4f}, AUC {report['auc']:.4f}"
     ]
     for name in ("at_half", "at_threshold"):
         c = report[name]
         lines.append(
-            f"  at {c['threshold']:.4f}: accuracy {c['accuracy']:.2%}, "
-            f"false-positive rate {c['false_positive_rate']:.2%} ({c['false_positives']} of "
-            f"{report['failure_frames']}, at most {c['false_positive_rate_upper_95']:.1%} with 95 % confidence), "
-            f"recall {c['recall']:.2%} ({c['true_positives']} of {report['success_frames']})"
+            f"  at {c['threshold']:.4f}: accuracy {c['accuracy']:.2%}, false-positive rate "
+            f"{c['false_positive_rate']:.2%} ({c['false_positives']} of {report['failure_frames']}, at most "
+            f"{c['false_positive_rate_upper_95']:.1%} with 95 % confidence), recall {c['recall']:.2%} "
+            f"({c['true_positives']} of {report['success_frames']})"
         )
     chosen = report["at_threshold"]
     if chosen["recall"] < 0.5:
@@ -96,16 +99,20 @@ def describe(report: dict[str, Any]) -> str:
         )
     if report["failure_frames"] * report["max_fpr"] < 1:
         lines.append(
-            f"  note: {report['failure_frames']} failure frames cannot show a rate of {report['max_fpr']:.1%}; "
-            f"hold back at least {int(np.ceil(1 / report['max_fpr'])) if report['max_fpr'] else 'many more'}"
+            f"  note: {report['failure_frames']} failure frames cannot show a rate of {report['max_fpr']:.1%}; hold "
+            f"back at least {int(np.ceil(1 / report['max_fpr'])) if report['max_fpr'] else 'many more'}"
         )
     return "\n".join(lines)
 
 
 def mistakes_sheet(
-    path: str | os.PathLike, images: dict[str, np.ndarray], prob: np.ndarray, labels: np.ndarray, names: list[str],
+    path: str | os.PathLike,
+    images: dict[str, np.ndarray],
+    prob: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
     threshold: float,
-) -> None:  # fmt: skip
+) -> None:
     """Draw the failure frames scored highest and the success frames scored lowest into a PNG, mistakes framed in red.
 
     Args:
@@ -137,7 +144,11 @@ def mistakes_sheet(
             ]
             axis.imshow(np.concatenate(strip, 1))
             wrong = (prob[row] > threshold) != label
-            axis.set_title(f"{names[row]}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}", fontsize=7,
-                           color="red" if wrong else "black", parse_math=False)  # fmt: skip
+            axis.set_title(
+                f"{names[row]}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}",
+                fontsize=7,
+                color="red" if wrong else "black",
+                parse_math=False,
+            )
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)

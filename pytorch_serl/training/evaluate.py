@@ -41,18 +41,22 @@ class Evaluation:
         """Both as one."""
         commands = {k: n + other.gripper_commands[k] for k, n in self.gripper_commands.items()}
         return Evaluation(
-            self.successes + other.successes, self.episodes + other.episodes,
-            self.steps_to_success + other.steps_to_success, self.returns + other.returns, commands,
-            self.helped + other.helped, self.frames + other.frames,
-        )  # fmt: skip
+            self.successes + other.successes,
+            self.episodes + other.episodes,
+            self.steps_to_success + other.steps_to_success,
+            self.returns + other.returns,
+            commands,
+            self.helped + other.helped,
+            self.frames + other.frames,
+        )
 
     def __str__(self) -> str:
         low, high = wilson_interval(self.successes, self.episodes)
         steps = f", {np.mean(self.steps_to_success):.1f} steps to success" if self.steps_to_success else ""
         helped = f"; {self.helped} with a human's help, counted as not solved" if self.helped else ""
         return (
-            f"{self.successes} of {self.episodes} episodes solved without help "
-            f"({self.success_rate:.0%}, 95 % interval {low:.0%} to {high:.0%}){steps}{helped}"
+            f"{self.successes} of {self.episodes} episodes solved without help ({self.success_rate:.0%}, 95 % "
+            f"interval {low:.0%} to {high:.0%}){steps}{helped}"
         )
 
 
@@ -89,9 +93,15 @@ class _Episode:
 
 
 def evaluate(
-    agent: Any, env: gym.Env | list[gym.Env], episodes: int, *, argmax: bool = True, seed: int = EVAL_SEED,
-    record_episodes: int = 0, screen: float = 0.0,
-) -> Evaluation:  # fmt: skip
+    agent: Any,
+    env: gym.Env | list[gym.Env],
+    episodes: int,
+    *,
+    argmax: bool = True,
+    seed: int = EVAL_SEED,
+    record_episodes: int = 0,
+    screen: float = 0.0,
+) -> Evaluation:
     """Run unaided episodes seeded seed, seed + 1, ...
 
     Args:
@@ -121,9 +131,14 @@ def evaluate(
             break
     solved = [episode.steps for episode in finished if episode.solved]
     return Evaluation(
-        len(solved), len(finished), solved, [episode.total for episode in finished], commands if grippers else {},
-        sum(not episode.alone for episode in finished), [frame for episode in finished for frame in episode.frames],
-    )  # fmt: skip
+        len(solved),
+        len(finished),
+        solved,
+        [episode.total for episode in finished],
+        commands if grippers else {},
+        sum(not episode.alone for episode in finished),
+        [frame for episode in finished for frame in episode.frames],
+    )
 
 
 def _actions(agent: Any, observations: list[dict[str, np.ndarray]], argmax: bool) -> Iterable[np.ndarray]:
@@ -135,9 +150,13 @@ def _actions(agent: Any, observations: list[dict[str, np.ndarray]], argmax: bool
 
 
 def evaluate_to_stop(
-    agent: Any, env: gym.Env | list[gym.Env] | None, episodes: int, stop_at: float, screen: float = 0.0,
+    agent: Any,
+    env: gym.Env | list[gym.Env] | None,
+    episodes: int,
+    stop_at: float,
+    screen: float = 0.0,
     run: Callable[..., Evaluation] | None = None,
-) -> tuple[Evaluation, bool]:  # fmt: skip
+) -> tuple[Evaluation, bool]:
     """An evaluation during training; one that reaches `stop_at` goes on over twice as many other episodes.
 
     The first ones are the same every time: among many evaluations one reaches `stop_at` on them by luck.
@@ -207,9 +226,13 @@ def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int = 2) -> 
 
 
 def report_evaluation(
-    agent: Any, env: gym.Env | list[gym.Env] | None, episodes: int, save_dir: Path | None, seed: int = FINAL_SEED,
+    agent: Any,
+    env: gym.Env | list[gym.Env] | None,
+    episodes: int,
+    save_dir: Path | None,
+    seed: int = FINAL_SEED,
     run: Callable[..., Evaluation] | None = None,
-) -> dict[str, Evaluation]:  # fmt: skip
+) -> dict[str, Evaluation]:
     """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif.
 
     `run`, if given, does what `evaluate` does, elsewhere.
@@ -221,12 +244,15 @@ def report_evaluation(
     if save_dir is not None:
         figures = {
             name: {
-                "successes": r.successes, "episodes": r.episodes, "seed": seed, "gripper_commands": r.gripper_commands,
+                "successes": r.successes,
+                "episodes": r.episodes,
+                "seed": seed,
+                "gripper_commands": r.gripper_commands,
                 "wilson_95": wilson_interval(r.successes, r.episodes),
                 "mean_steps_to_success": float(np.mean(r.steps_to_success)) if r.steps_to_success else None,
             }
             for name, r in results.items()
-        }  # fmt: skip
+        }
         save_json(save_dir / "evaluation.json", figures)
         save_animation(save_dir / "evaluation.gif", results["deterministic"].frames)
         print(f"wrote {save_dir / 'evaluation.json'} and {save_dir / 'evaluation.gif'}")

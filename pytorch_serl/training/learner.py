@@ -32,7 +32,7 @@ class Learner:
     """Learns from demos and from what an actor sends.
 
     Args:
-        agent: acts in the same process, too, unless the learner has one of its own (training/processes.py).
+        agent: acts in the same process, too, unless the learner has one of its own (scaling/processes.py).
         save_dir: of the run's checkpoint.
         identity: what a resumed run must share (training/checkpoint.py).
         schedule: see `Schedule`.
@@ -43,9 +43,17 @@ class Learner:
     """
 
     def __init__(
-        self, agent: SACAgent, save_dir: Path, identity: dict[str, Any], schedule: Schedule, *, capacity: int,
-        demo_capacity: int, views: int, seed: int,
-    ):  # fmt: skip
+        self,
+        agent: SACAgent,
+        save_dir: Path,
+        identity: dict[str, Any],
+        schedule: Schedule,
+        *,
+        capacity: int,
+        demo_capacity: int,
+        views: int,
+        seed: int,
+    ):
         self.agent, self.schedule, self.views, self.save_dir = agent, schedule, views, save_dir
         self.update = build.shared_update(agent)
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)

@@ -63,9 +63,12 @@ class ClassifierReward(gym.Wrapper):
     """
 
     def __init__(
-        self, env: gym.Env, classifier: RewardClassifier, frames: int = 1,
+        self,
+        env: gym.Env,
+        classifier: RewardClassifier,
+        frames: int = 1,
         conditions: list[tuple[int, str, float]] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(env)
         self.classifier, self.frames, self.conditions = classifier, frames, conditions or []
         spaces = getattr(env.observation_space, "spaces", {})

@@ -3,7 +3,7 @@
 They hold the same parameters, and each has every `world_size()`-th row of the batch. Random numbers are drawn for the
 whole batch in each of them, from the same state, and it keeps those of its own rows; gradients are averaged before the
 optimisers step. So each steps as one process would on the whole batch, up to rounding, and the parameters stay equal
-without being sent. Who has the batch, and who runs the script: training/parallel.py.
+without being sent. Who has the batch, and who runs the script: scaling/torchrun.py.
 """
 
 import importlib

@@ -1,0 +1,1 @@
+"""LeRobot datasets: read as demos, and written from demos and runs."""

@@ -1,0 +1,99 @@
+"""The files of a LeRobot dataset: parquet tables, and pictures out of videos or tables."""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pytorch_serl.data.checks import Place
+
+AGAIN = "download or copy it again"
+
+
+def require_packages() -> None:
+    """Raise ValueError, with what to install, where pyarrow or av is missing."""
+    try:
+        import av  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"a LeRobot dataset needs {error.name}: python -m pip install -r requirements/lerobot-data.txt"
+        ) from None
+
+
+def read_table(place: Place, root: Path, folder: str, columns: list[str] | None = None) -> Any:
+    """All parquet files below `folder`, in the order of their names, as one pyarrow table."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    files = sorted((root / folder).rglob("*.parquet"))
+    if not files:
+        raise place.error(folder, "no parquet file", "a whole dataset", AGAIN)
+    try:
+        return pa.concat_tables([parquet.read_table(file, columns=columns) for file in files])
+    except (OSError, pa.ArrowException) as error:
+        raise place.error(folder, str(error), "readable parquet files", AGAIN) from None
+
+
+def read_frames(
+    place: Place, root: Path, info: dict[str, Any], feature: str, episodes: list[dict], rows: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The pictures uint8 (H, W, 3) of one camera, of all episodes, in order.
+
+    Args:
+        episodes: rows of the episodes' table. rows: by episode, the frames' rows in the data's table, ascending.
+    Raises DataError where a file or a frame is missing.
+    """
+    if info["features"][feature]["dtype"] == "image":
+        pictures = read_table(place, root, "data", [feature])[feature]
+        for row in np.concatenate(rows):
+            yield from _decode(place, io.BytesIO(pictures[int(row)].as_py()["bytes"]), None, 0.0)
+        return
+
+    def file(pair):
+        index = {name: pair[0][f"videos/{feature}/{name}"] for name in ("chunk_index", "file_index")}
+        return root / info["video_path"].format(video_key=feature, **index)
+
+    for path, group in groupby(zip(episodes, rows), key=file):
+        times = [
+            episode[f"videos/{feature}/from_timestamp"] + (row - episode["dataset_from_index"]) / info["fps"]
+            for episode, kept in group
+            for row in kept
+        ]
+        yield from _decode(place, path, times, 0.5 / info["fps"])
+
+
+def _decode(place: Place, source: Any, times: Iterable[float] | None, tolerance: float) -> Iterator[np.ndarray]:
+    """The frames nearest to ascending `times` in seconds, or all of them."""
+    import av
+
+    name = source.name if isinstance(source, Path) else "picture"
+    try:
+        with av.open(str(source) if isinstance(source, Path) else source) as container:
+            wanted, time = iter(times or ()), None
+            due = next(wanted, None)
+            for frame in container.decode(video=0):
+                time = frame.time
+                if times is None or (due is not None and abs(time - due) <= tolerance):
+                    yield frame.to_ndarray(format="rgb24")
+                    due = next(wanted, None)
+                if times is not None and (due is None or time > due + tolerance):
+                    break
+    except (av.FFmpegError, OSError) as error:
+        raise place.error(name, str(error), "a readable video", AGAIN) from None
+    if due is not None:
+        raise place.error(name, f"no frame at {due:.3f} s", "every frame of the table", AGAIN)
+
+
+def resized(image: np.ndarray, size: int | None) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3), as the encoder resizes; None leaves the image as it is."""
+    if size is None or image.shape[:2] == (size, size):
+        return image
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return pixels[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()

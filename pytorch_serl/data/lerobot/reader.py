@@ -1,0 +1,308 @@
+"""LeRobot datasets, format v3 (parquet tables and videos), as demos: frames to transitions, by names from a mapping.
+
+Needs `pip install -r requirements/lerobot-data.txt` (pyarrow, av), not the lerobot package. What a dataset cannot say
+of itself stands in MAPPING beside its `meta` folder; docs/lerobot.md has every entry.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
+from pytorch_serl.data.checks import Place, show
+from pytorch_serl.data.lerobot.files import read_frames, read_table, require_packages, resized
+
+INFO, MAPPING, EPISODES = "meta/info.json", "pytorch_serl.json", "meta/episodes"
+FINAL, MASK, PENALTY = "final", "mask", "grasp_penalty"  # columns of datasets that this project wrote
+PENALTIES = (PENALTY, "complementary_info.discrete_penalty")
+KINDS = {  # of the entries of MAPPING
+    "cameras": (dict,),
+    "state": (list,),
+    "action": (str,),
+    "entries": (list,),
+    "low": (list,),
+    "high": (list,),
+    "gripper": (dict,),
+    "control_hz": (int, float),
+    "combine": (str,),
+    "image_size": (int,),
+}
+COMBINE = {"mean": np.mean, "sum": np.sum, "last": lambda x, axis: x[-1]}
+
+
+@dataclass
+class Mapping:
+    """The entries of MAPPING; all have defaults but `gripper` with a learned one, and `combine` with `control_hz`.
+
+    cameras: image key -> feature; default observation.images.KEY. state: features, put one after the other. action: a
+    feature; entries: its entries to keep, by name or index, in the order of the action. low, high: what of the
+    continuous entries, combined, becomes -1 and 1. gripper: commands, {"close": a, "hold": b, "open": c}, or positions,
+    {"closed": a, "open": b}. control_hz: the rate to bring the frames to; combine: mean, sum or last of the actions in
+    between. image_size: side in pixels to resize to; None keeps the size.
+    """
+
+    cameras: dict[str, str] | None = None
+    state: list[str] | None = None
+    action: str = "action"
+    entries: list[str | int] | None = None
+    low: list[float] | None = None
+    high: list[float] | None = None
+    gripper: dict[str, float] | None = None
+    control_hz: float | None = None
+    combine: str | None = None
+    image_size: int | None = 128
+
+
+def is_lerobot(path: str) -> bool:
+    """Whether `path` is a folder with a LeRobot dataset."""
+    return (Path(path) / INFO).is_file()
+
+
+def load_lerobot(path: str, image_keys: list[str], setup_mode: str) -> tuple[list[dict], list[str]]:
+    """The dataset's transitions in the demo format, masks included, and remarks on what was assumed.
+
+    Raises DataError for what the dataset lacks or the mapping gets wrong, ValueError without pyarrow or av.
+    """
+    require_packages()
+    place, root = Place(str(path)), Path(path)
+    info = _read_json(place, root / INFO)
+    if not str(info.get("codebase_version", "")).startswith("v3"):
+        raise place.error(
+            "codebase_version", f"{info.get('codebase_version')}", "v3.x", "convert it with lerobot's own script"
+        )
+    if lacking := [key for key in ("fps", "features") if key not in info]:
+        raise place.error(INFO, f"no {lacking[0]}", "a whole dataset", "download or copy it again")
+    mapping, features = _read_mapping(place, root), info["features"]
+    cameras = {key: _camera(place, key, mapping, features) for key in image_keys}
+    rows = _Rows(place, root, mapping, features, setup_mode)
+    stride = _stride(place, mapping, info["fps"])
+    episodes = sorted(read_table(place, root, EPISODES).to_pylist(), key=lambda episode: episode["episode_index"])
+    starts, transitions = [], []
+    for episode in episodes:
+        part, kept = rows.episode(episode["episode_index"], stride)
+        starts.append(kept)
+        transitions.append(part)
+    for key, feature in cameras.items():
+        frames = read_frames(place, root, info, feature, episodes, starts)
+        for part, kept in zip(transitions, starts):
+            images = [resized(next(frames), mapping.image_size) for _ in kept]
+            for i, transition in enumerate(part):
+                transition["observations"][key] = images[i]
+                transition["next_observations"][key] = images[min(i + 1, len(images) - 1)]
+    return [transition for part in transitions for transition in part], rows.remarks
+
+
+def _read_json(place, path):
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise place.error(path.name, str(error), "a JSON file", "repair or replace it") from None
+    if not isinstance(content, dict):
+        raise place.error(path.name, type(content).__name__, "a JSON object", "repair or replace it")
+    return content
+
+
+def _read_mapping(place, root):
+    content = _read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
+    see = "see docs/lerobot.md"
+    if unknown := [name for name in content if name not in KINDS]:
+        raise place.error(MAPPING, f"the entry {unknown[0]!r}", f"some of {', '.join(KINDS)}", see)
+    for name, value in content.items():
+        kinds = KINDS[name]
+        if value is not None and not isinstance(value, kinds):
+            raise place.error(f"{MAPPING}: {name}", show(value), " or ".join(kind.__name__ for kind in kinds), see)
+    mapping = Mapping(**content)
+    if mapping.image_size is not None and mapping.image_size < 1:
+        raise place.error(f"{MAPPING}: image_size", f"{mapping.image_size}", "a side in pixels, or null", see)
+    return mapping
+
+
+def _camera(place, key, mapping, features):
+    names = (
+        [(mapping.cameras or {}).get(key)] if mapping.cameras else [f"observation.images.{key}", f"observation.{key}"]
+    )
+    pictures = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+    for name in names:
+        if name in pictures:
+            return name
+    raise place.error(
+        f"camera {key!r}",
+        f"the features {', '.join(pictures) or 'none with pictures'}",
+        f"{names[0]}",
+        f'pass --image_keys with what it has, or name it in {MAPPING}: {{"cameras": {{"{key}": "..."}}}}',
+    )
+
+
+def _stride(place, mapping, fps):
+    """Frames per control step."""
+    if mapping.control_hz is None:
+        return 1
+    stride = round(fps / mapping.control_hz) if mapping.control_hz > 0 else 0
+    if stride < 1 or abs(stride * mapping.control_hz - fps) > 0.01 * fps:
+        raise place.error(
+            "control_hz",
+            f"{mapping.control_hz:g}",
+            f"a whole fraction of the {fps:g} frames per second",
+            f"choose another in {MAPPING}",
+        )
+    if stride > 1 and mapping.combine not in COMBINE:
+        raise place.error(
+            "combine",
+            f"{mapping.combine}",
+            f"one of {', '.join(COMBINE)}: what becomes of {stride} actions",
+            f"say in {MAPPING} mean for velocities, sum for steps, last for targets",
+        )
+    return stride
+
+
+class _Rows:
+    """The dataset's table without its pictures: actions, state, rewards by episode."""
+
+    def __init__(self, place, root, mapping, features, setup_mode):
+        self.place, self.mapping, self.remarks = place, mapping, []
+        numeric = ("float", "int", "uint", "bool")
+        names = [name for name, feature in features.items() if feature["dtype"].startswith(numeric)]
+        table = read_table(place, root, "data", names)
+        self.columns = {name: np.array(table[name].to_pylist()) for name in names}
+        self.action = self._action(features)  # (N, A)
+        self.grippers = gripper_columns(self.action.shape[1], setup_mode)
+        self.arm = [column for column in range(self.action.shape[1]) if column not in self.grippers]
+        self.low, self.high = self._range()
+        for column in self.grippers:
+            self.action[:, column] = self._gripper(self.action[:, column])
+        states = mapping.state if mapping.state is not None else ["observation.state"] * ("observation.state" in names)
+        self.state = self._state(states)
+
+    def _column(self, name):
+        if name not in self.columns:
+            raise self.place.error(
+                name, f"the columns {', '.join(self.columns)}", f"the column {name!r}", f"correct {MAPPING}"
+            )
+        return self.columns[name]
+
+    def _state(self, names):
+        if not names:
+            return None
+        return np.concatenate([self._column(n).reshape(len(self.action), -1) for n in names], 1).astype(np.float32)
+
+    def _action(self, features):
+        name, entries = self.mapping.action, self.mapping.entries
+        action = self._column(name)
+        action = action.reshape(len(action), -1).astype(np.float64)  # (N, A)
+        if entries is None:
+            return action
+        names = features[name].get("names") or []
+        names = list(names) if not isinstance(names, dict) else [x for part in names.values() for x in part]
+        try:
+            return action[:, [names.index(e) if isinstance(e, str) else e for e in entries]]
+        except (ValueError, IndexError, TypeError):
+            wanted = f"entries among {names}" if names else f"indices below {action.shape[1]}"
+            raise self.place.error("entries", f"{entries}", wanted, f"correct {MAPPING}") from None
+
+    def _range(self):
+        """What of the arm's entries becomes -1 and 1, each (A - grippers,)."""
+        count = len(self.arm)
+        low, high = (
+            np.array(default if x is None else x, float)
+            for x, default in ((self.mapping.low, [-1] * count), (self.mapping.high, [1] * count))
+        )
+        if low.shape != (count,) or high.shape != (count,) or (low >= high).any():
+            raise self.place.error(
+                "low, high",
+                f"{low.tolist()}, {high.tolist()}",
+                f"{count} numbers each, low below high",
+                f"correct {MAPPING}",
+            )
+        return low, high
+
+    def _gripper(self, values):
+        kinds = self.mapping.gripper or {}
+        numbers = all(isinstance(value, (int, float)) for value in kinds.values())
+        if (
+            numbers
+            and len(set(kinds.values())) == len(kinds)
+            and set(kinds) in ({"close", "hold", "open"}, {"close", "open"})
+        ):
+            meaning = {"close": -1.0, "hold": 0.0, "open": 1.0}
+            commands, known = np.array([meaning[name] for name in kinds]), np.array(list(kinds.values()), float)
+            nearest = np.abs(values[:, None] - known).argmin(1)  # (N,)
+            far = np.abs(values - known[nearest]) > SNAP_DISTANCE * np.diff(np.sort(known)).min()
+            if far.any():
+                odd = int(np.argmax(far))
+                raise Place(self.place.path, odd).error(
+                    "gripper", f"{values[odd]:g}", f"one of {kinds}", f"correct {MAPPING}"
+                )
+            return commands[nearest]
+        if numbers and set(kinds) == {"closed", "open"} and kinds["closed"] != kinds["open"]:
+            is_open = (values - kinds["closed"]) / (kinds["open"] - kinds["closed"]) > 0.5
+            commands = np.diff(is_open.astype(float), prepend=float(is_open[0]))
+            starts = np.flatnonzero(np.diff(self._column("episode_index")) != 0) + 1
+            commands[starts] = 0.0
+            return commands
+        raise self.place.error(
+            "gripper",
+            f"{kinds or 'no convention'}",
+            "what closes and what opens it",
+            f'write into {MAPPING} {{"gripper": {{"close": 0, "hold": 1, "open": 2}}}} with the values of this '
+            'dataset, or for positions {"closed": 0, "open": 100}',
+        )
+
+    def episode(self, number: int, stride: int) -> tuple[list[dict], np.ndarray]:
+        """Its transitions without pictures, and the rows (of the whole table) of their frames and the one after."""
+        rows = np.flatnonzero(self._column("episode_index") == number)
+        final = FINAL in self.columns and bool(self._column(FINAL)[rows[-1]])  # an observation without a step
+        steps = rows[:-1] if final else rows
+        rewards = self._rewards(steps)
+        terminal = self._terminal(steps, rewards)
+        if not final and not terminal:  # the last frame can only be what the step before it led to
+            steps, final = steps[:-1], True
+        parts = [steps[i : i + stride] for i in range(0, len(steps), stride)]
+        kept = np.array([part[0] for part in parts] + [rows[-1]] * final)
+        states = None if self.state is None else self.state[kept]
+        transitions = []
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            obs, next_obs = ({} if states is None else {"state": states[min(j, len(kept) - 1)]} for j in (i, i + 1))
+            transitions.append(
+                {
+                    "observations": obs,
+                    "actions": self._action_of(part),
+                    "next_observations": next_obs,
+                    "dones": last,
+                    "rewards": float(rewards[part - steps[0]].sum()),
+                    "masks": float(not (last and terminal)),
+                }
+                | self._penalty(part)
+            )
+        return transitions, kept
+
+    def _action_of(self, part):
+        """The action float32 (A,) of a control step's rows: entries combined, the last gripper command that is none."""
+        actions = self.action[part]  # (n, A)
+        result = actions[0] if len(part) == 1 else COMBINE[self.mapping.combine](actions, axis=0)
+        for column in self.grippers:
+            moves = actions[actions[:, column] != 0, column]
+            result[column] = moves[-1] if len(moves) else 0.0
+        if self.mapping.low is not None or self.mapping.high is not None:
+            result[self.arm] = 2 * (result[self.arm] - self.low) / (self.high - self.low) - 1
+        return result.astype(np.float32)
+
+    def _rewards(self, steps):
+        for name in ("next.reward", "next.success"):
+            if name in self.columns:
+                return self.columns[name][steps].astype(np.float64).ravel()
+        remark = f"{self.place}: no next.reward: every episode counts as a success at its end, reward 1"
+        self.remarks += [remark] * (remark not in self.remarks)
+        return (steps == steps[-1]).astype(np.float64)
+
+    def _terminal(self, steps, rewards):
+        """Whether the episode really ended; without this project's mask: whether its last step was rewarded."""
+        if MASK in self.columns:
+            return not self.columns[MASK][steps[-1]]
+        return bool(rewards[-1] > 0)
+
+    def _penalty(self, part):
+        names = [name for name in PENALTIES if name in self.columns]
+        return {"grasp_penalty": float(self.columns[names[0]][part].sum())} if names else {}

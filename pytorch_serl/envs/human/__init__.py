@@ -1,0 +1,1 @@
+"""Humans beside the robot: scripted, at a keyboard, with a gamepad."""

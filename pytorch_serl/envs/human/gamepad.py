@@ -1,0 +1,133 @@
+"""A human with a gamepad: holds a button to take over, steers with the sticks, says what succeeded, pauses.
+
+Buttons have the names of SDL's game controller, which are an Xbox pad's; SDL knows where they are on other pads.
+Needs pygame (requirements/gamepad.txt), no display.
+"""
+
+import os
+import time
+from typing import Protocol
+
+import numpy as np
+
+from pytorch_serl.envs.human.human import Human
+
+DEAD_ZONE = 0.15  # of a stick's way, around its middle
+POLL_SECONDS = 0.01
+TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE = "rightshoulder", "leftshoulder", "start", "y", "x"
+GRIPPER = {"a": -1.0, "b": 1.0}  # close, open
+STICKS = {"lefty": (0, -1), "leftx": (1, -1), "righty": (2, -1), "rightx": (5, -1)}  # stick: entry, direction
+CROSS = {
+    "dpad_right": (3, 1),
+    "dpad_left": (3, -1),
+    "dpad_up": (4, 1),
+    "dpad_down": (4, -1),
+}  # button: entry, direction
+HELP = (
+    "gamepad: hold the right shoulder to take over | left stick x and y, right stick z and yaw, cross roll and pitch "
+    "| A close, B open | left shoulder other arm | Y success, X failure | start pause"
+)
+
+
+class Pad(Protocol):
+    """Where sticks and buttons are read."""
+
+    def read(self) -> tuple[dict[str, float], set[str]]:
+        """The sticks' ways in [-1, 1] by name (down and right are positive), and the buttons that are down now."""
+
+
+class Gamepad:
+    """The first gamepad that is plugged in. Raises ValueError without pygame or without a gamepad."""
+
+    def __init__(self):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_JOYSTICK_ALLOW_BACKGROUND_EVENTS", "1")
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        try:
+            import pygame
+            from pygame._sdl2 import controller
+        except ImportError:
+            raise ValueError(
+                "--human gamepad needs pygame: python -m pip install -r requirements/gamepad.txt"
+            ) from None
+        pygame.display.init()  # SDL reads its devices through the event queue, which belongs to the display
+        controller.init()
+        found = [number for number in range(controller.get_count()) if controller.is_controller(number)]
+        if not found:
+            raise ValueError("--human gamepad: no gamepad is plugged in that SDL knows")
+        self.pygame, self.device = pygame, controller.Controller(found[0])
+        buttons = (TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, *GRIPPER, *CROSS)
+        self.axes = {name: getattr(pygame, f"CONTROLLER_AXIS_{name.upper()}") for name in STICKS}
+        self.buttons = {name: getattr(pygame, f"CONTROLLER_BUTTON_{name.upper()}") for name in buttons}
+
+    def read(self) -> tuple[dict[str, float], set[str]]:
+        self.pygame.event.pump()
+        if not self.device.attached():
+            raise EOFError("the gamepad is gone")
+        sticks = {name: self.device.get_axis(number) / 32767 for name, number in self.axes.items()}
+        return sticks, {name for name, number in self.buttons.items() if self.device.get_button(number)}
+
+
+class GamepadHuman(Human):
+    """A `Human` whose device is a `Gamepad`, or something else with `read`; in control while he holds a button."""
+
+    yes_or_no = "Y or X"
+    held: set[str] = frozenset()  # buttons that were down at the last look
+
+    def _command(self):
+        command = self._look()
+        while self.in_control and command is None and self.verdict is None:
+            time.sleep(POLL_SECONDS)
+            command = self._look()
+        return command
+
+    def _look(self):
+        """Do what was pressed since the last look; returns the action that is being made, or None."""
+        sticks, pressed = self._read()
+        holds = self.steer and TAKE_OVER in self.held
+        if holds != self.in_control:
+            self._take_over(holds)
+        if OTHER_ARM in pressed and self.arms > 1:
+            self._change_arm()
+        if PAUSE in pressed:
+            self.say("paused; start goes on")
+            self._wait_for({PAUSE})
+            self.say("goes on")
+        self._judge(pressed)
+        if not self.in_control:
+            return None
+        action = np.zeros((self.arms, self.block), np.float32)
+        ways = [
+            (*STICKS[name], max(0.0, abs(way) - DEAD_ZONE) / (1 - DEAD_ZONE) * np.sign(way))
+            for name, way in sticks.items()
+        ]
+        ways += [(*CROSS[name], 1.0) for name in self.held & CROSS.keys()]
+        for entry, direction, way in ways:
+            if entry < self.block - self.grippers:
+                action[self.arm, entry] += direction * way
+        if self.grippers:
+            action[self.arm, -1] = sum(GRIPPER[name] for name in pressed & GRIPPER.keys())
+        return action.clip(-1, 1).ravel() if action.any() else None
+
+    def _read(self):
+        """The sticks, and the buttons that have gone down since the last look."""
+        sticks, down = self.device.read()
+        pressed, self.held = down - self.held, down
+        return sticks, pressed
+
+    def _judge(self, pressed):
+        if pressed & {SUCCESS, FAILURE}:
+            self.verdict = SUCCESS in pressed
+
+    def _ask(self):
+        self._judge(self._wait_for({SUCCESS, FAILURE}))
+
+    def _wait_for(self, wanted):
+        while True:
+            pressed = self._read()[1]
+            if pressed & wanted:
+                return pressed
+            time.sleep(POLL_SECONDS)
+
+    def _forget(self):
+        self._read()

@@ -1,0 +1,101 @@
+"""A human beside the robot, whatever he holds in his hands: takes over, says what succeeded, pauses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+class Human(gym.Wrapper):
+    """Lets a human take over, judge and pause; `keyboard.py` and `gamepad.py` beside this file know how he says so.
+
+    A verdict ends the episode and overrules the environment's. While the human has taken over, the environment waits
+    until he moves something, so that no action without intent is recorded. `info["intervene_action"]` is what was
+    executed (float32), `info["human_verdict"]` 1 or 0 where the human judged.
+
+    Args:
+        env: with actions of one block per arm, in a learned-gripper mode its last entry the gripper's.
+        device: what the human holds.
+        arms: 1 or 2.
+        grippers: whether the blocks have a gripper entry.
+        judge: "overrule": nothing else; "confirm": where the environment reports success, the human is asked, and
+            only his yes counts; "alone": the environment's reward and verdict are ignored.
+        steer: whether taking over is possible; not in an evaluation.
+        say: shows a line, who is in control for one.
+    """
+
+    yes_or_no = "yes or no"  # how the device says it, for the question
+
+    def __init__(
+        self,
+        env: gym.Env,
+        device: Any,
+        *,
+        arms: int,
+        grippers: bool,
+        judge: str = "overrule",
+        steer: bool = True,
+        say: Callable[[str], None] = print,
+    ):
+        super().__init__(env)
+        self.device, self.arms, self.grippers, self.judge = device, arms, grippers, judge
+        self.steer, self.say = steer, say
+        self.block = env.action_space.shape[0] // arms
+        self.arm, self.in_control, self.verdict = 0, False, None
+
+    def steered(self) -> "Human":
+        """The same environment and device, with taking over."""
+        settings = dict(arms=self.arms, grippers=self.grippers, judge=self.judge, say=self.say)
+        return type(self)(self.env, self.device, **settings)
+
+    def reset(self, **options):
+        if self.in_control:
+            self.say("in control: the policy")
+        self.in_control, self.verdict = False, None
+        self._forget()
+        return self.env.reset(**options)
+
+    def step(self, action):
+        command = self._command()
+        if command is not None:
+            action = command
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if command is not None:
+            info = info | {"intervene_action": command}
+        if self.judge == "alone":
+            terminated = terminated and not info.get("succeed")
+            reward, info = 0.0, info | {"succeed": False}
+        elif self.judge == "confirm" and info.get("succeed") and self.verdict is None:
+            self.say(f"success? {self.yes_or_no}")
+            self._ask()
+        if self.verdict is not None:
+            success, self.verdict = self.verdict, None
+            terminated = success or (terminated and not info.get("succeed"))  # no success: as if time had run out
+            reward, truncated = float(success), not terminated
+            info = info | {"succeed": success, "human_verdict": float(success)}
+        return obs, reward, terminated, truncated, info
+
+    def _take_over(self, in_control: bool) -> None:
+        self.in_control = in_control
+        self.say(f"in control: {'you, ' + self._name() if in_control else 'the policy'}")
+
+    def _change_arm(self) -> None:
+        self.arm = 1 - self.arm
+        self.say(f"you move the {self._name()}")
+
+    def _name(self) -> str:
+        return "arm" if self.arms == 1 else ("left arm", "right arm")[self.arm]
+
+    # ---------------------------------------------------------------- what a device adds
+
+    def _command(self) -> np.ndarray | None:
+        """The human's action for this step (A,), or None where the policy acts; sets `verdict` where he judges."""
+        raise NotImplementedError
+
+    def _ask(self) -> None:
+        """Wait for the `verdict`."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """What was pressed before counts for nothing."""

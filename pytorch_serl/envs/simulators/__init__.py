@@ -1,0 +1,1 @@
+"""Simulators behind the environment contract, one file each; each needs its package."""

@@ -1,0 +1,1 @@
+"""The built-in task, its cameras and its expert."""

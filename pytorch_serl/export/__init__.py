@@ -1,0 +1,1 @@
+"""A policy that leaves the repository: export, its check, ONNX."""

@@ -1,0 +1,1 @@
+"""Beyond one process: a learner in another process, on Ray, and torchrun."""
