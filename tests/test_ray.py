@@ -21,8 +21,9 @@ from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
 ray = pytest.importorskip("ray")
 
-from pytorch_serl.scaling.processes import acting_modules, pack  # noqa: E402
-from pytorch_serl.scaling.ray_cluster import LearnerHost  # noqa: E402
+from pytorch_serl.scaling import ray_cluster  # noqa: E402
+from pytorch_serl.scaling.parameters import acting_modules, pack  # noqa: E402
+from pytorch_serl.scaling.ray_cluster import LearnerHost, RayLearner  # noqa: E402
 from pytorch_serl.scaling.ray_robots import RobotWorker  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("empty_home")
@@ -128,9 +129,9 @@ def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
 def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
     host = LearnerHost()
     host.begin({"settings": {"save_dir": tmp_path}}, "token", 1)
-    ((name, (error, _)),) = host.exchange(host.life, 0, [], 0.0)
+    ((name, (error, _)),) = host.exchange(host.life, [], "ready")
     assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)
-    assert host.exchange(("elsewhere", 1, "a predecessor"), 0, [("add", ())], 0.0) is None and host.calls.empty()
+    assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())], "save") is None and host.calls.empty()
 
 
 # ---------------------------------------------------------------- on a cluster of two nodes
