@@ -125,6 +125,17 @@ class LearnerHost:
         return version, None if version == known else self.acting.values
 
 
+def start_host(use_gpu: bool) -> Any:
+    """A Ray actor for the learner: on this node where that has what it needs, else elsewhere."""
+    here = ray.get_runtime_context().get_node_id()
+    gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
+    place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
+    host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
+    return host.options(scheduling_strategy=place).remote()
+
+
 class _Lost(Exception):
     """The learner's process is gone, or nobody knows what it has heard."""
 
@@ -132,11 +143,11 @@ class _Lost(Exception):
 class RayLearner(LearnerCalls):
     """The learner in a Ray actor; where that is lost, its successor takes its place in the middle of a call.
 
-    It sits on the driver's node where that has what it needs, else elsewhere, with a GPU where the cluster has one.
     Calls that do not wait go along with the next one that does, at the end of an episode at the latest.
 
     Args:
         agent: the learner starts as a copy of it.
+        use_gpu: where the cluster has one.
         settings: the other arguments of `Learner`; `save_dir` is a folder of the driver and of the learner.
     """
 
@@ -153,13 +164,7 @@ class RayLearner(LearnerCalls):
         self.token = self.save_dir / TOKEN
         self.token.write_text(token)
         work = {"state": state.getvalue(), "device": agent.device, "settings": settings}
-        here = ray.get_runtime_context().get_node_id()
-        gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
-        resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-        # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
-        place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
-        host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
-        self.host = host.options(scheduling_strategy=place).remote()
+        self.host = start_host(use_gpu)
         self.beginning, self.life = (ray.put(work), token, int(os.environ.get("OMP_NUM_THREADS", 0))), None
         self.life = self._find()
         self.host.begin.remote(*self.beginning)
