@@ -224,8 +224,8 @@ LOSSES = {
     "pretraining": [("pretrain", 2, False)],
     "before the first checkpoint": [("save", 1, False)],
     "its last word is a checkpoint": [("save", 2, True)],
-    "an episode that it has": [("end_episode", 3, True)],
-    "an episode that it lacks, and its successor": [("end_episode", 4, False), ("load", 1, False)],
+    "an episode that it has": [("catch_up", 5, True)],
+    "an episode that it lacks, and its successor": [("catch_up", 7, False), ("load", 1, False)],
     "what was evaluated": [("averaged", 2, True), ("save", 3, False)],
 }
 

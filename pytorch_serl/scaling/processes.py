@@ -242,6 +242,9 @@ def _lock(file) -> None:
     raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
 
 
+ASKED = ("store_demos", "full_size_gb", "load", "recover")  # methods of `Learner` that read what the user gave
+
+
 class _Service:
     """A `Learner` that takes calls from a queue and learns when there is none."""
 
@@ -265,7 +268,10 @@ class _Service:
                 name, arguments = calls.recv()
                 if name == "stop":
                     return
-                getattr(self, f"on_{name}")(*arguments)
+                if name in ASKED:
+                    self.ask(name, *arguments)
+                else:
+                    getattr(self, f"on_{name}")(*arguments)
         except (EOFError, BrokenPipeError):  # the actor was killed; what it recorded is on disk for --resume
             return
 
@@ -296,7 +302,6 @@ class _Service:
 
     def on_end_episode(self, solved_alone):
         self.learner.end_episode(solved_alone)
-        self.reply("end_episode", True)
 
     def on_learn(self, step, cycles=1):
         self.due, self.step, self.asked = self.due + cycles, step, True
@@ -316,20 +321,8 @@ class _Service:
         self.publish()
         self.reply("averaged", published)
 
-    def on_store_demos(self, demos):
-        self.ask("store_demos", demos)
-
-    def on_full_size_gb(self):
-        self.ask("full_size_gb")
-
-    def on_load(self):
-        self.ask("load")
-
-    def on_recover(self, first, end=None):
-        self.ask("recover", first, end)
-
     def ask(self, name, *arguments):
-        """Call the learner; what it refuses is the user's mistake, and goes back as it is."""
+        """Call the learner's own method; what it refuses is the user's mistake, and goes back as it is."""
         try:
             answer = getattr(self.learner, name)(*arguments)
             self.publish()
