@@ -147,10 +147,10 @@ class Here:
         self.host, self.lose, self.asked, self.lost = LearnerHost(), list(lose), Counter(), 0
 
     def __getattr__(self, name):
-        method = getattr(self, f"_{name}", None) or getattr(self.host, name)
+        method = self.lossy_exchange if name == "exchange" else getattr(self.host, name)
         return type("Method", (), {"remote": staticmethod(method)})
 
-    def _exchange(self, life, calls, until):
+    def lossy_exchange(self, life, calls, until):
         if life == self.host.life:
             self.asked[until] += 1
             for name, number, heard in self.lose:

@@ -295,7 +295,6 @@ class Robots:
         self.place += 1
         self.in_control = "human" if corrected else "policy"
         if transition["dones"]:
-            self.transitions = [transition for transition, _ in self.current.steps]
             self.solved, self.helped = self.current.solved, sum(helped for _, helped in self.current.steps)
             self.ages = [*self.ages, self.current.marks.get("parameters_age", 0)][-RECENT:]
             if self.current.summary is not None:
