@@ -31,7 +31,7 @@ from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE
-from pytorch_serl.scaling.torchrun import SharedStep, check_options
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.training.backbone import find_backbone, save_backbone
 from pytorch_serl.training.classifier_report import describe, mistakes_sheet, validation_report
 from pytorch_serl.training.run import (
@@ -53,7 +53,6 @@ from pytorch_serl.training.run import (
     user_errors,
 )
 from pytorch_serl.utils.device import make_adam, pick_device
-from pytorch_serl.utils.distributed import average_gradients
 from pytorch_serl.utils.files import load_checkpoint
 
 BEST = "best.pt"
@@ -185,7 +184,7 @@ def train_step(classifier, optimizer, batch):
     loss = F.binary_cross_entropy_with_logits(logits, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=parameters)
-    average_gradients(parameters)
+    torchrun.average([p.grad for p in parameters if p.grad is not None])
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": ((logits > 0) == (targets > 0.5)).float().mean()}
 
@@ -196,7 +195,7 @@ def shared_step(classifier, optimizer):
     def state():
         return {"classifier": classifier.checkpoint(), "optimizer": optimizer.state_dict()}
 
-    return SharedStep(partial(train_step, classifier, optimizer), [classifier], state)
+    return torchrun.SharedStep(partial(train_step, classifier, optimizer), [classifier], state)
 
 
 def make_shared_step(state, device):
@@ -308,7 +307,7 @@ def main(args):
         check_args(args)
         check_run_dir(out, args.resume, args.overwrite, OWN_FILES)
         device = pick_device(args.device)
-        check_options(device, args.batch_size)
+        torchrun.check_options(device, args.batch_size)
         torch.backends.cudnn.deterministic = True  # so that a resumed run repeats an uninterrupted one on CUDA, too
         seed_all(args.seed)
 
@@ -430,4 +429,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parse_args()), make_shared_step)
+    run_script(lambda: torchrun.run(lambda: main(parse_args()), make_shared_step))

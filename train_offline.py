@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.arguments import (
@@ -115,6 +116,8 @@ def resolve(args, parser):
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
     check_shared(args, parser)
+    with user_errors():
+        torchrun.check_options(args.device, args.batch_size)
     parser.require(
         args,
         {
@@ -141,7 +144,7 @@ class OfflineTraining:
 
     def __init__(self, args, agent, save_dir, demos, env):
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
-        self.update = build.shared_update(agent)
+        self.update = torchrun.shared_update(agent)
         self.update_options = UPDATES[args.algo]
         if args.algo == "awac" and build.all_solved(demos):
             print("every demo ends in success: none is weighted above another (their advantages would be noise)")
@@ -358,4 +361,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, build.make_shared_update)
+    run_script(lambda: torchrun.run(main, torchrun.make_shared_update))

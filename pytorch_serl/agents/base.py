@@ -10,7 +10,6 @@ from torch import nn
 
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
-from pytorch_serl.utils.distributed import of_whole_batch
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -93,7 +92,7 @@ class PixelAgent:
         """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""
         images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
         if images and augment:
-            offsets = of_whole_batch(lambda x: crop_offsets(len(x), self.device), obs[images[0]])
+            offsets = crop_offsets(len(obs[images[0]]), self.device)
             obs = obs | {k: random_crop(obs[k], offsets) for k in images}
         if images and self.backbone is not None:
             obs = obs | dict(zip(images, self._maps([obs[k] for k in images])))

@@ -19,7 +19,6 @@ from torch import nn
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
 from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE
-from pytorch_serl.utils.distributed import of_whole_batch
 from pytorch_serl.utils.files import atomic_write, load_checkpoint
 
 HIDDEN_DIM = 256
@@ -97,8 +96,7 @@ class RewardClassifier(nn.Module):
 
     def logits(self, features: Tensors) -> torch.Tensor:
         """Feature maps (B, 512, 16) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
-        x = self.dense(self.encode(features))  # (B, 256)
-        x = of_whole_batch(lambda x: F.dropout(x, self.dropout, self.training), x)
+        x = F.dropout(self.dense(self.encode(features)), self.dropout, self.training)  # (B, 256)
         return self.out(F.relu(self.norm(x))).squeeze(-1)
 
     def forward(self, images: Tensors) -> torch.Tensor:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
-from pytorch_serl.utils.distributed import of_whole_batch, rank, rows_of, world_size
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,12 +91,12 @@ def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Dropout of (B, D), D divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
 
     There PyTorch's own mask, one serial draw per element, takes longer than the Dense that follows. The rate is
-    rounded to a multiple of 2^-16. Of several processes each draws for the whole batch, and takes its rows.
+    rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu":
-        return of_whole_batch(lambda x: F.dropout(x, rate), x)
-    draws = torch.empty(x.numel() * world_size() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    draws = draws.view(x.shape[1], -1)[:, rows_of(rank())]  # (D, B): in the layout of `ImageHead.pool`
+        return F.dropout(x, rate)
+    draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = draws.view(x.shape[1], -1)  # (D, B): in the layout of `ImageHead.pool`
     dropped = round(rate * 2**16)
     kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(draws.shape)).T  # 0.0 or 1.0
     return torch.addcmul(x.new_zeros(()), kept, x, value=2**16 / (2**16 - dropped))

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
-from pytorch_serl.scaling.processes import acting_modules, pack, unpack
-from pytorch_serl.scaling.ray_cluster import POLL_SECONDS, ROBOT, RayLearner
+from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
+from pytorch_serl.scaling.ray_cluster import ROBOT, RayLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_figures
 from pytorch_serl.training.evaluate import Evaluation, evaluate
@@ -40,6 +40,7 @@ from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import seed_all, uninterrupted
 from pytorch_serl.utils.files import atomic_write
 
+POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
 END_SECONDS = 5.0  # for the environments to be closed
@@ -294,7 +295,6 @@ class Robots:
         self.place += 1
         self.in_control = "human" if corrected else "policy"
         if transition["dones"]:
-            self.transitions = [transition for transition, _ in self.current.steps]
             self.solved, self.helped = self.current.solved, sum(helped for _, helped in self.current.steps)
             self.ages = [*self.ages, self.current.marks.get("parameters_age", 0)][-RECENT:]
             if self.current.summary is not None:

@@ -13,7 +13,6 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.scaling.torchrun import SharedStep
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.utils.files import load_checkpoint
@@ -73,16 +72,6 @@ def restore_agent(content: dict[str, Any], device: torch.device | str, source: s
         raise ValueError(f"{source}: its settings do not make an agent ({type(error).__name__}: {error})") from error
     agent.load_state_dict(content, source)
     return agent
-
-
-def shared_update(agent: SACAgent) -> SharedStep:
-    """`agent.update`, taken by all processes of torchrun together."""
-    return SharedStep(agent.update, (agent.online, agent.actor, agent.temperature), agent.state_dict)
-
-
-def make_shared_update(state: dict[str, Any], device: torch.device) -> SharedStep:
-    """`shared_update` in the other processes, from the first one's `state_dict()`."""
-    return shared_update(restore_agent(state, device, "process 0"))
 
 
 def q_range(demos: Demos) -> tuple[float, float] | None:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytorch_serl.scaling import torchrun
 from pytorch_serl.utils.files import WriteError, atomic_write
 from pytorch_serl.utils.memory import keep_freed_memory
 
@@ -52,16 +51,13 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
         raise SystemExit(2) from None
 
 
-def run_script(main: Callable[[], None], make_step: Callable[..., torchrun.SharedStep] | None = None) -> None:
-    """Run a script's `main`; of several processes of torchrun in the first one, if the script has a `make_step`.
-
-    Ctrl-C where there is nothing to save ends it in one line and exit code 130, a full disk in one line and 2.
-    `make_step` is explained in `torchrun.run`.
-    """
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`: Ctrl-C where there is nothing to save ends it in one line and exit code 130, a full disk
+    in one line and 2."""
     keep_freed_memory()
     try:
         with user_errors((WriteError,)):
-            main() if make_step is None else torchrun.run(main, make_step)
+            main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
