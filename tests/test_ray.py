@@ -19,7 +19,7 @@ from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="pip install -r requirements/ray.txt")
 
 from pytorch_serl.scaling.processes import acting_modules, pack  # noqa: E402
 from pytorch_serl.scaling.ray_cluster import LearnerHost  # noqa: E402
