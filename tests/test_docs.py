@@ -2,30 +2,17 @@
 
 import re
 import shlex
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 
-import export_policy
-import train_classifier
-import train_hybrid
-import train_offline
-from pytorch_serl.data.lerobot import writer
-from pytorch_serl.envs import record
 from tests.conftest import left_out
 from tests.runs import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.name for page in PAGES]
-PARSERS = {
-    "train_classifier.py": train_classifier.parse_args,
-    "train_offline.py": train_offline.parse_args,
-    "train_hybrid.py": train_hybrid.parse_args,
-    "export_policy.py": export_policy.parse_args,
-    "pytorch_serl.envs.record": record.parse_args,
-    "pytorch_serl.data.lerobot.writer": writer.parse_args,
-}
 MADE_BY_THE_READER = {"my_robot.py", "robot_loop.py"}
 
 
@@ -35,7 +22,7 @@ def blocks(page, language):
 
 def commands(page):
     """The words of each command of the page's bash blocks, without comments, variables and `torchrun ... script`."""
-    for line in "".join(blocks(page, "bash")).splitlines():
+    for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         for part in re.split(r" && ", line):
             words = shlex.split(part, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -103,11 +90,12 @@ def test_commands_are_understood(page, capsys):
         script, options = found
         is_file = script.endswith(".py")
         assert (ROOT / script).is_file() if is_file else find_spec(script), words
-        if script in PARSERS:
-            try:
-                PARSERS[script](options)
-            except SystemExit:
-                pytest.fail(f"{page.name}: {' '.join(words)}\n{capsys.readouterr().err}")
+        if "/" in script or not (is_file or script.startswith("pytorch_serl.")):
+            continue  # benchmarks and examples find each other when they run; pip and pytest have no parse_args
+        try:
+            import_module(script.removesuffix(".py")).parse_args(options)
+        except SystemExit:
+            pytest.fail(f"{page.name}: {' '.join(words)}\n{capsys.readouterr().err}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
