@@ -22,7 +22,7 @@ from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metric
 from tests.test_hybrid import training
 from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="pip install -r requirements/ray.txt")
 
 from pytorch_serl.scaling import ray_cluster  # noqa: E402
 from pytorch_serl.scaling.parameters import acting_modules, pack  # noqa: E402
