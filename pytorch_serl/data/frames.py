@@ -12,7 +12,8 @@ from pytorch_serl.data.scenes import Links, Mark, episodes_of, pair_names, read_
 
 IMBALANCE = 10  # above this ratio of the classes, say so
 CLASSES = ("failure", "success")  # index = label
-DRAWS = 16  # of which the best is the split
+DRAWS = 16  # of scenes for validation; the split is the first of them that is as good as the best
+SLACK = 0.1  # by which the shares held out of both classes may be off more than the best draw's
 
 
 @dataclass
@@ -179,8 +180,9 @@ def split_by_group(
                 "record more frames of this class"
             )
     rng = np.random.default_rng(seed)
-    ways = [_linked(frames, files, contents) for files, contents in ((True, True), (True, False), (False, True))]
-    if fitting := [way for way in ways if _is_paired(frames, way[0])]:
+    options = ((True, True), (True, False), (False, True))
+    ways = [_linked(frames, numbers, *option) for numbers in (True, False) for option in options]
+    if fitting := [way for way in ways if _is_paired(frames.labels, *way[:2])]:
         groups, kinds, rules = fitting[0]
         in_val = np.isin(groups, _choose(groups, frames.labels, val_fraction, rng))
         rule = _describe_groups(frames.labels, groups, in_val, rules)
@@ -193,14 +195,14 @@ def split_by_group(
     return np.flatnonzero(~in_val), np.flatnonzero(in_val), f"split: {'; '.join(parts)}\n  {rule}"
 
 
-def _linked(frames, files, contents):
+def _linked(frames, numbers, files, contents):
     """Group of each row, the groups' kind by class, and what joined them.
 
-    Scene numbers are taken as they are. Episodes without one are joined by `files` (a file's own, and files paired by
-    name) and by `contents` (frames and times in common).
+    Scene `numbers` are taken as they are. Episodes without one are joined by `files` (a file's own, and files paired
+    by name) and by `contents` (frames and times in common).
     """
     links, rules = Links(int(frames.episode[-1]) + 1), []
-    numbered = np.array([mark.scene is not None for mark in frames.marks])
+    numbered = np.array([numbers and mark.scene is not None for mark in frames.marks])
     if numbered.any():
         rules.append("scene number")
         links.join((frames.marks[row].scene, frames.episode[row]) for row in np.flatnonzero(numbered))
@@ -227,13 +229,15 @@ def _groups_of(groups, labels):
     return [set(np.unique(groups[labels == label]).tolist()) for label in (0, 1)]
 
 
-def _is_paired(frames, groups):
-    """Whether both classes can be split by these groups, and most of the successes share theirs with failures."""
-    failure, success = _groups_of(groups, frames.labels)
+def _is_paired(labels, groups, kinds):
+    """Whether both classes can be split by these groups, and most of the successes share theirs with failures.
+
+    Where every frame has a scene number, who recorded them has said what belongs together.
+    """
+    failure, success = _groups_of(groups, labels)
     if min(len(failure), len(success)) < 2:
         return False
-    paired = np.isin(groups[frames.labels == 1], list(failure)).mean()
-    return paired >= 0.5 or all(mark.scene is not None for mark in frames.marks)
+    return kinds == ["scene", "scene"] or np.isin(groups[labels == 1], list(failure)).mean() >= 0.5
 
 
 def _choose(groups, labels, share, rng):
@@ -254,7 +258,8 @@ def _choose(groups, labels, share, rng):
         return cost(held), chosen
 
     draws = [draw() for _ in range(DRAWS)]
-    return names[min(draws, key=lambda drawn: drawn[0])[1]]
+    enough = min(drawn[0] for drawn in draws) + SLACK
+    return names[next(chosen for off, chosen in draws if off <= enough)]
 
 
 def _describe_groups(labels, groups, in_val, rules):
@@ -278,7 +283,7 @@ def _stretch(frames, ways, share, rng):
     for label in (0, 1):
         rows = frames.labels == label
         by_frame = (np.arange(len(rows)), ["contiguous block"] * 2, None)
-        for groups, names, _ in (ways[0], ways[1], ways[2], by_frame):
+        for groups, names, _ in (*ways, by_frame):
             found, first, index = np.unique(groups[rows], return_index=True, return_inverse=True)
             if len(found) > 1:
                 units[label], kinds[label] = np.argsort(np.argsort(first))[index], names[label]  # in their order
@@ -287,7 +292,7 @@ def _stretch(frames, ways, share, rng):
     for label, held in zip((0, 1), _same_stretch(units, share, rng)):
         in_val[frames.labels == label] = held
     counts = [int(numbers.max()) + 1 for numbers in units]
-    return _whole_groups(frames.labels, ways[2][0], in_val), kinds, _describe_stretch(frames, kinds, counts)
+    return _whole_groups(frames.labels, ways[-1][0], in_val), kinds, _describe_stretch(frames, kinds, counts)
 
 
 def _same_stretch(units, share, rng):
@@ -321,7 +326,7 @@ def _describe_stretch(frames, kinds, counts):
         return f"{text}, by position; true if both were recorded in the same order, except for scenes at its ends"
     return (
         "warning: success and failure frames cannot be paired: most successes have no scene number, file name, frame "
-        "or time in common with a failure. The same stretch of both, in the order of their files, is held out instead. "
+        "or time in common with failures. The same stretch of both, in the order of their files, is held out instead. "
         "Where a scene lies on both sides the figures mean little: they are too low where only its other class was "
         "trained on (and training stops too early), too high where the same class was. Give both files of a scene the "
         "same name, or each frame a 'scene' number"

@@ -118,7 +118,7 @@ class Links:
 
     def group(self, node: int) -> int:
         while self.parents[node] != node:
-            node = self.parents[node]
+            self.parents[node] = node = self.parents[self.parents[node]]
         return node
 
     def join(self, keys: Iterable[tuple[Hashable, int]]) -> None:
@@ -223,4 +223,4 @@ def _time_stamp(name):
 
 
 def _numbers(name):
-    return tuple(int(digits) for digits in re.findall(r"\d+", name))
+    return tuple(int(digits) for digits in re.findall(r"\d+", TIME_STAMP.sub("", name)))
