@@ -81,7 +81,7 @@ def parse_args(argv=None):
     train.add_argument("--batch_size", type=int, default=64, help="frames, half of each class (even; original: 256)")
     train.add_argument("--num_epochs", type=int, default=150, help="passes over the larger class of training frames")
     train.add_argument(
-        "--patience", type=int, default=20, help="stop after so many epochs without a better validation loss"
+        "--patience", type=int, default=20, help="stop after so many epochs without a better val/scaled_loss"
     )
     train.add_argument("--lr", type=float, default=1e-4, help="Adam's; 1e-4 in the original's code, 3e-4 in the paper")
     train.add_argument("--dropout", type=float, default=0.1, help="rate (original: 0.1)")
@@ -296,13 +296,11 @@ def split_frames(frames, args, resumed):
     return train, val, split
 
 
-def better(report, progress):
-    """Whether these weights are the best so far: a lower loss, but first that they tell the classes apart at all."""
-    return (not report["informative"], report["loss"]) < (not progress["informative"], progress["best_loss"])
-
-
 def draw_curves(path, logger):
-    names = {"cross-entropy (nats)": ("train/loss", "val/loss"), "accuracy at 0.5": ("train/accuracy", "val/accuracy")}
+    names = {
+        "cross-entropy (nats)": ("train/loss", "val/loss", "val/scaled_loss"),
+        "accuracy at 0.5": ("train/accuracy", "val/accuracy"),
+    }
     panels = {ylabel: {name: logger.series(name) for name in lines} for ylabel, lines in names.items()}
     learning_curve(path, panels, xlabel="epoch")
 
@@ -376,7 +374,7 @@ def main(args):
         )
 
     # resume
-    progress = {"epoch": 0, "best_epoch": 0, "best_loss": math.inf, "informative": False}
+    progress = {"epoch": 0, "best_epoch": 0, "best_loss": math.inf}
     if resumed:
         optimizer.load_state_dict(resumed["optimizer"])
         progress = resumed["progress"]
@@ -410,9 +408,8 @@ def main(args):
             report = validation_report(validation_logits(classifier, val), val.labels, args.max_fpr)
             val_accuracy, val_fpr = (report["at_half"][name] for name in ("accuracy", "false_positive_rate"))
             progress["epoch"] += 1
-            if better(report, progress):
-                progress |= {"best_epoch": progress["epoch"], "best_loss": report["loss"]}
-                progress["informative"] = report["informative"]
+            if report["scaled_loss"] < progress["best_loss"]:
+                progress |= {"best_epoch": progress["epoch"], "best_loss": report["scaled_loss"]}
                 classifier.threshold = report["at_threshold"]["threshold"]
                 classifier.validation = report | {"epoch": progress["epoch"], "split": split["text"]}
                 classifier.save(out / BEST)
@@ -422,6 +419,7 @@ def main(args):
                     "train/loss": loss,
                     "train/accuracy": accuracy,
                     "val/loss": report["loss"],
+                    "val/scaled_loss": report["scaled_loss"],
                     "val/auc": report["auc"],
                     "val/accuracy": val_accuracy,
                     "val/false_positive_rate": val_fpr,
@@ -446,7 +444,7 @@ def main(args):
 
     # summary
     if progress["epoch"] < args.num_epochs:
-        print(f"stopped early: no better validation loss for {args.patience} epochs")
+        print(f"stopped early: no better val/scaled_loss for {args.patience} epochs")
     best = RewardClassifier.from_checkpoint(out / BEST, device)
     finish(out, best, replace(val, maps=None), frames)
     if text := describe_course(logger.series("train/loss")[1], logger.series("val/loss")[1], progress["best_epoch"]):

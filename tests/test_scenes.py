@@ -139,7 +139,7 @@ def test_one_file_each_without_ends_of_episodes(tmp_path):
     one_file_each(tmp_path, np.random.default_rng(0), scenes=20, length=(10, 30))
     for seed in range(5):
         train, val, text = parts_of(tmp_path, seed)
-        assert len(train & val) <= 2 and len(val) in (4, 5), (train, val)  # at the ends of the stretch
+        assert not train & val and len(val) == 4, (train, val)  # the same numbers of frames in every scene
         assert "success by contiguous block" in text and "same stretch of both files, by position" in text
 
 

@@ -300,7 +300,9 @@ def _same_stretch(units, share, rng):
     sizes = [np.bincount(numbers) / len(numbers) for numbers in units]  # shares of the class
     lengths = [int(np.clip(round(share * len(s)), 1, len(s) - 1)) for s in sizes]
     rooms = [len(s) - length for s, length in zip(sizes, lengths)]
-    places = np.arange(max(rooms) + 1) / max(rooms)  # of the stretch, 0 to 1
+    most = int(np.argmax(rooms))
+    step = lengths[most] if len(sizes[most]) == len(units[most]) else 1  # scenes of as many frames each stay whole
+    places = np.arange(0, rooms[most] + 1, step) / rooms[most]  # of the stretch, 0 to 1
     begins = [np.round(places * room).astype(int) for room in rooms]
     sums = [np.append(0, np.cumsum(s)) for s in sizes]
     cost = sum(abs(s[b + length] - s[b] - share) for s, b, length in zip(sums, begins, lengths)).round(6)
