@@ -89,25 +89,29 @@ class RewardClassifier(nn.Module):
         with torch.set_grad_enabled(self.trainable_backbone and torch.is_grad_enabled()):
             return {key: self.backbone(images[key]) for key in self.image_keys}
 
-    def encode(self, features: Tensors) -> torch.Tensor:
-        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras)."""
+    def encode(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
+        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras); `dropout` None: as the mode says."""
+        dropout = self.training if dropout is None else dropout
         heads = [(self.heads[key], features[key]) for key in self.image_keys]
-        return torch.cat([head(head.pool(maps), dropout=self.training) for head, maps in heads], -1)
+        return torch.cat([head(head.pool(maps), dropout) for head, maps in heads], -1)
 
-    def logits(self, features: Tensors) -> torch.Tensor:
+    def logits(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
         """Feature maps (B, 512, 16) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
-        x = F.dropout(self.dense(self.encode(features)), self.dropout, self.training)  # (B, 256)
+        dropout = self.training if dropout is None else dropout
+        x = F.dropout(self.dense(self.encode(features, dropout)), self.dropout, dropout)  # (B, 256)
         return self.out(F.relu(self.norm(x))).squeeze(-1)
 
-    def forward(self, images: Tensors) -> torch.Tensor:
-        """uint8 images (B, H, W, 3) per camera -> logits (B,)."""
-        return self.logits(self.features(images))
+    def forward(self, images: Tensors, dropout: bool | None = None) -> torch.Tensor:
+        """uint8 images (B, H, W, 3) per camera -> logits (B,); `dropout` None: in `train()` mode only."""
+        return self.logits(self.features(images), dropout)
 
     # ---------------------------------------------------------------- use
 
     @torch.no_grad()
     def predict_success(self, obs: dict[str, Any]) -> tuple[float, bool] | tuple[np.ndarray, np.ndarray]:
         """Probability of success and whether it is above `threshold`; without dropout in any mode.
+
+        Nothing of the module is changed, so several threads may ask at the same time.
 
         Args:
             obs: uint8 images (H, W, 3) or (B, H, W, 3) as numpy arrays or tensors; keys other than the cameras are
@@ -116,12 +120,7 @@ class RewardClassifier(nn.Module):
         Raises ValueError for a missing camera, a float image, a wrong shape.
         """
         images, single = self._check(obs)
-        was_training = self.training
-        self.eval()
-        try:
-            logits = self(images)
-        finally:
-            self.train(was_training)
+        logits = self(images, dropout=False)  # the mode stays as it is: other threads may be asking, or training
         prob = logits.cpu().double().sigmoid().numpy()  # float64, so that confident frames still differ
         return (float(prob[0]), bool(prob[0] > self.threshold)) if single else (prob, prob > self.threshold)
 
