@@ -39,6 +39,7 @@ from pytorch_serl.training.arguments import (
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
 from pytorch_serl.training.run import (
     BEST,
@@ -294,7 +295,7 @@ class HybridTraining:
             writer = EpisodeWriter(save_dir, [*agent.image_keys, "state"])
             self.actor = Actor(agent, build.add_human(env, args.human, args.seed), writer=writer, **acting)
             self.learner = (Learner if args.learner == "inline" else RemoteLearner)(agent, **learning)
-        self.alarms = build.make_alarms(demos, agent)
+        self.alarms, self.limits = build.make_alarms(demos, agent), limits_for(agent, demos.image_shapes)
         self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; solved: an evaluation says stop
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "solved": False, "minutes": 0.0}
@@ -331,7 +332,7 @@ class HybridTraining:
         files = {number: path for number, path in episode_files(self.save_dir).items() if number >= self.actor.episode}
         first, known = step, self.progress.pop("added_since", 0)  # known: the buffers have so many of them already
         for number, path in files.items():
-            recorded = read_episode(path)
+            recorded = self.limits.recorded(path, read_episode(path))
             transitions = build.stored_transitions(self.agent, recorded)
             for transition in transitions[known:]:
                 self.learner.add(transition, to_demos=transition["corrected"])
@@ -557,9 +558,15 @@ def main(argv=None):
         f"(step {training.progress['best_step']:,})"
     )
     agent.load(save_dir / BEST)
-    report_evaluation(
-        agent, training.eval_env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
-    )
+    with user_errors((ContractError,)):
+        report_evaluation(
+            agent,
+            training.eval_env,
+            eval_episodes(args, final=True),
+            save_dir,
+            seed=FINAL_SEED,
+            run=training.run_episodes,
+        )
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.utils.files import WriteError
 
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
@@ -263,6 +264,13 @@ class OfflineTraining:
             self.draw(log)
             print(f"\ninterrupted: update {step:,} is saved in {path}; continue with --resume")
             raise SystemExit(130) from None
+        except (FloatingPointError, WriteError):  # no other checkpoint can be had: the last one is whole
+            raise
+        except Exception:  # the environment's: what was learned until then is not lost
+            with uninterrupted():
+                path = self.save(step)
+            print(f"\nstopped by an error: update {step:,} is saved in {path}; continue with --resume")
+            raise
         finally:
             bar.close()
             log.close()
@@ -349,7 +357,8 @@ def main(argv=None):
     if env:
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
-        report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
+        with user_errors((ContractError,)):
+            report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
     else:
         print(
             f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "

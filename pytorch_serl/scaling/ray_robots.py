@@ -153,7 +153,7 @@ class RobotWorker:
         return True
 
     def _left(self, path: Path) -> Episode:
-        recorded = read_episode(path)
+        recorded = self.actor.limits.recorded(path, read_episode(path))
         steps = list(zip(build.stored_transitions(self.agent, recorded), (step["corrected"] for step in recorded)))
         names = ("robot", "parameters_step", "parameters_age")
         marks = {name: recorded[0][name] for name in names} if recorded else {}
