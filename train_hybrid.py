@@ -11,7 +11,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
-import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -46,7 +45,9 @@ from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
+    catch_stops,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     make_writable_dir,
     prepare_run_dir,
@@ -411,7 +412,7 @@ class HybridTraining:
     def run(self, step, log):
         """Pretrain, then act and learn from `step` on; returns the last step. Ctrl-C saves and says where."""
         self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        catch_stops()
         bar = None
         try:
             self.pretrain()
@@ -492,6 +493,11 @@ def eval_env(args, env):
 
 def main(argv=None):
     args = parse_args(argv)
+    with hold_run_dir(args.save_dir or (None if args.eval_ckpt else SAVE_DIR)):
+        run(args)
+
+
+def run(args):
     save_dir = Path(args.save_dir or SAVE_DIR)
     with user_errors():
         # settings, seeds

@@ -10,7 +10,6 @@ Without --env nobody knows the success rate: what is reported is the distance to
 """
 
 import math
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,9 @@ from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
+    catch_stops,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     prepare_run_dir,
     print_settings,
@@ -239,7 +240,7 @@ class OfflineTraining:
         """The loop from `step` on; returns the last step. Ctrl-C saves the last whole update and says where."""
         args, first = self.args, step
         self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        catch_stops()
         bar = tqdm(total=args.max_steps, initial=step, unit="update", desc="training", mininterval=1)
         try:
             while True:
@@ -296,6 +297,11 @@ class OfflineTraining:
 
 def main(argv=None):
     args = parse_args(argv)
+    with hold_run_dir(args.save_dir):
+        run(args)
+
+
+def run(args):
     save_dir = Path(args.save_dir)
     with user_errors():
         # settings, seeds

@@ -231,7 +231,7 @@ def interrupt(capsys, command):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_saves_the_last_whole_update(number, demos, tmp_path, monkeypatch, capsys):
     once, twice = tmp_path / "once", tmp_path / "twice"
     train_offline.main(words(demos, once))

@@ -6,7 +6,6 @@ on disk until the driver has the episode. `Robots` is what the loop sees of them
 """
 
 import atexit
-import fcntl
 import io
 import os
 import queue
@@ -38,7 +37,7 @@ from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_fi
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import seed_all, uninterrupted
-from pytorch_serl.utils.files import atomic_write
+from pytorch_serl.utils.files import atomic_write, try_lock
 
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
@@ -144,9 +143,7 @@ class RobotWorker:
         """Take a folder for this process as long as it lives; False where a process that lives has it."""
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.close()
             return False
         self.locks.append(file)

@@ -94,8 +94,9 @@ def run(main: Callable[[], None], make_step: Callable[[dict[str, Any], torch.dev
 
 def follow(make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> None:
     """Do what process 0 says until it says stop, or is gone. Ctrl-C is its matter, too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     while True:
         try:
             command, content = _hear()
