@@ -10,6 +10,7 @@ Without --env nobody knows the success rate: what is reported is the distance to
 """
 
 import math
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -264,7 +265,7 @@ class OfflineTraining:
                 path = self.save(step)
             self.draw(log)
             print(f"\ninterrupted: update {step:,} is saved in {path}; continue with --resume")
-            raise SystemExit(130) from None
+            raise SystemExit(128 + signal.SIGINT) from None
         except (FloatingPointError, WriteError):  # no other checkpoint can be had: the last one is whole
             raise
         except Exception:  # the environment's: what was learned until then is not lost

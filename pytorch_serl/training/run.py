@@ -19,12 +19,14 @@ import torch
 
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.utils.files import WriteError, atomic_write, wait_for_lock
+from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
 
 RUN_LOCK, LEARNER_LOCK = ".run.lock", ".learner.lock"
 LOCK_SECONDS = 10.0  # for the learner of a killed run to save
 # what stops a run and lets it save; a broken connection hangs up (there is no such signal on Windows)
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANGUP = getattr(signal, "SIGHUP", None)
+STOP_SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number)
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
 RUN_FILES = (  # patterns
@@ -96,14 +98,13 @@ def catch_stops() -> None:
     """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; SIGHUP not where nohup has it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         print("SIGINT was ignored when this run was started (`command &` in a script); Ctrl-C stops it all the same")
-    for number in _caught():
-        signal.signal(number, _stop)
+    for number in STOP_SIGNALS:
+        if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
-def _caught() -> list[int]:
-    """STOP_SIGNALS without a SIGHUP that is ignored: by nohup, or since the first one came."""
-    hangup = getattr(signal, "SIGHUP", None)
-    return [n for n in STOP_SIGNALS if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]
+def _hung_up(number: int, frame: Any) -> None:
+    """Nothing is left to do when SIGHUP comes once more: kernel and shell both send one."""
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -112,10 +113,10 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _forget_terminal(number: int) -> None:
-    """After SIGHUP the terminal is gone: writing to it would fail, and the shell may send the signal once more."""
-    if number != getattr(signal, "SIGHUP", None):
+    """After SIGHUP the terminal is gone, and writing to it would fail."""
+    if number != HANGUP:
         return
-    signal.signal(number, signal.SIG_IGN)
+    signal.signal(number, _hung_up)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         with suppress(OSError):
@@ -139,7 +140,8 @@ def uninterrupted() -> Iterator[None]:
         if len(came) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in _caught()}
+    caught = [n for n in STOP_SIGNALS if n != HANGUP or signal.getsignal(n) not in (signal.SIG_IGN, _hung_up)]
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield
     finally:
