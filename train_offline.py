@@ -57,7 +57,6 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
-from pytorch_serl.utils.files import WriteError
 
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
@@ -189,7 +188,13 @@ class OfflineTraining:
             figures |= held_out_errors(policy, self.held_out)
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
-            result, solved = evaluate_to_stop(policy, self.env, eval_episodes(self.args), self.args.stop_at)
+            try:
+                result, solved = evaluate_to_stop(policy, self.env, eval_episodes(self.args), self.args.stop_at)
+            except Exception:  # the environment's: what was learned until then is not lost
+                with uninterrupted():
+                    path = self.save(step)
+                print(f"\nstopped by an error: update {step:,} is saved in {path}; continue with --resume")
+                raise
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["solved"] = solved
@@ -266,13 +271,6 @@ class OfflineTraining:
             self.draw(log)
             print(f"\ninterrupted: update {step:,} is saved in {path}; continue with --resume")
             raise SystemExit(128 + signal.SIGINT) from None
-        except (FloatingPointError, WriteError):  # no other checkpoint can be had: the last one is whole
-            raise
-        except Exception:  # the environment's: what was learned until then is not lost
-            with uninterrupted():
-                path = self.save(step)
-            print(f"\nstopped by an error: update {step:,} is saved in {path}; continue with --resume")
-            raise
         finally:
             bar.close()
             log.close()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import train_hybrid
+import train_offline
 from pytorch_serl.agents.sac import SACHybridAgent
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.networks.resnet import ResNet10
@@ -14,6 +15,7 @@ from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.evaluate import evaluate
 from pytorch_serl.training.limits import limits_of
 from pytorch_serl.training.rewards import ContractError, executed_action
+from tests import test_offline
 from tests.runs import content
 from tests.test_hybrid import Still, stopped_by, training, words
 from tests.tiny_env import LENGTH, TinyEnv
@@ -178,6 +180,16 @@ def test_the_run_saves_and_can_be_resumed(learner, demos, tmp_path, capsys, monk
     wrong = False
     train_hybrid.main(words(demos, tmp_path, resume=True, max_steps=2 * LENGTH, **changes))
     assert content(tmp_path)["step"] == 2 * LENGTH + 2
+
+
+def test_an_offline_run_saves_too(demos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_offline.build, "make_env", lambda *_: Wrong())
+    with pytest.raises(SystemExit) as stop:
+        train_offline.main(test_offline.words(demos, tmp_path / "out", env="Tiny-v0", eval_episodes=1, eval_every=2))
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and content(tmp_path / "out")["step"] == 2
+    assert "stopped by an error: update 2 is saved in" in printed.out
+    assert "error: the environment in the evaluation seeded 1000000000, step 2: reward: got float nan" in printed.err
 
 
 # ---------------------------------------------------------------- what older runs recorded
