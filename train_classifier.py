@@ -37,7 +37,6 @@ from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
-    catch_stops,
     check_run_dir,
     hold_run_dir,
     learning_curve,
@@ -55,6 +54,7 @@ from pytorch_serl.training.run import (
 from pytorch_serl.utils.device import make_adam, pick_device
 from pytorch_serl.utils.distributed import average_gradients
 from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
+from pytorch_serl.utils.signals import catch_stops
 
 BEST = "best.pt"
 OWN_FILES = ("validation.json", "mistakes.png", "backbone.pt")  # beside those that every run writes

@@ -45,7 +45,6 @@ from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
-    catch_stops,
     check_run_dir,
     hold_run_dir,
     learning_curve,
@@ -60,6 +59,7 @@ from pytorch_serl.training.run import (
 )
 from pytorch_serl.utils.distributed import world_size
 from pytorch_serl.utils.files import WriteError
+from pytorch_serl.utils.signals import catch_stops
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes

@@ -45,7 +45,6 @@ from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
-    catch_stops,
     check_run_dir,
     hold_run_dir,
     learning_curve,
@@ -57,6 +56,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.utils.signals import catch_stops
 
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},

@@ -10,11 +10,12 @@ import train_hybrid
 import train_offline
 from pytorch_serl.agents.sac import SACHybridAgent
 from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.evaluate import evaluate
 from pytorch_serl.training.limits import limits_of
-from pytorch_serl.training.rewards import ContractError, executed_action
+from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action
 from tests import test_offline
 from tests.runs import content
 from tests.test_hybrid import Still, stopped_by, training, words
@@ -135,6 +136,19 @@ def test_what_files_admit_is_admitted(run, monkeypatch):
     transitions = [run.actor.act(step)[0] for step in range(LENGTH)]
     assert [t["grasp_penalty"] for t in transitions] == [0.0, 0.0, -0.5, 0.0, 0.0, 0.0]
     assert type(transitions[-1]["dones"]) is bool and transitions[-1]["dones"]
+
+
+@pytest.mark.parametrize("name", ["a float image", "a state entry short", "no state"])
+def test_a_classifier_that_judges_refuses_too(name, monkeypatch):
+    what, value, _ = WRONG[name]
+    monkeypatch.setattr(Wrong, "what", what), monkeypatch.setattr(Wrong, "value", value)
+    classifier = RewardClassifier(["image"], device="cpu")
+    classifier.threshold = 0.0
+    env = ClassifierReward(Wrong(), classifier, conditions=[(2, "<", 100.0)])
+    env.reset(seed=0)
+    env.step(np.zeros(6)), env.step(np.zeros(6))
+    with pytest.raises(ContractError, match="the environment's observation cannot be judged"):
+        env.step(np.zeros(6))
 
 
 def test_gripper_entries_of_a_correction():

@@ -27,9 +27,10 @@ from pytorch_serl.data.demos import Demos
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.run import LEARNER_LOCK as LOCK
-from pytorch_serl.training.run import LOCK_SECONDS, STOP_SIGNALS, seed_all
+from pytorch_serl.training.run import LOCK_SECONDS, seed_all
 from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end

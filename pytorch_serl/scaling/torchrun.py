@@ -19,6 +19,7 @@ from torch import nn
 
 from pytorch_serl.utils.device import pick_device
 from pytorch_serl.utils.distributed import gather, largest_difference, launched, rank, rows_of, start, world_size
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
 TOLERANCE = 1e-5  # of the difference between two processes' parameters; equal machines compute the same bits
 
@@ -94,9 +95,8 @@ def run(main: Callable[[], None], make_step: Callable[[dict[str, Any], torch.dev
 
 def follow(make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> None:
     """Do what process 0 says until it says stop, or is gone. Ctrl-C is its matter, too."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     while True:
         try:
             command, content = _hear()

@@ -111,12 +111,12 @@ class ClassifierReward(gym.Wrapper):
         obs, _, terminated, truncated, info = self.env.step(action)
         try:
             probability, positive = self.classifier.predict_success(obs)
-        except ValueError as error:
-            raise ContractError(f"the environment: {error}") from None
-        positive = positive and all(
-            obs["state"][index] > value if sign == ">" else obs["state"][index] < value
-            for index, sign, value in self.conditions
-        )
+            positive = positive and all(
+                obs["state"][index] > value if sign == ">" else obs["state"][index] < value
+                for index, sign, value in self.conditions
+            )
+        except (ValueError, LookupError, TypeError) as error:  # what `Limits` would refuse comes here first
+            raise ContractError(f"the environment's observation cannot be judged: {error}") from None
         self.in_a_row = self.in_a_row + 1 if positive else 0
         success = self.in_a_row >= self.frames
         if "succeed" in info:

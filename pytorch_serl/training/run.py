@@ -4,8 +4,6 @@ import argparse
 import json
 import os
 import random
-import signal
-import stat
 import sys
 import tempfile
 import warnings
@@ -18,15 +16,14 @@ import numpy as np
 import torch
 
 from pytorch_serl.scaling import torchrun
-from pytorch_serl.utils.files import WriteError, atomic_write, wait_for_lock
+from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock
 from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.signals import catch_stops
+from pytorch_serl.utils.signals import uninterrupted as uninterrupted
 
 RUN_LOCK, LEARNER_LOCK = ".run.lock", ".learner.lock"
 LOCK_SECONDS = 10.0  # for the learner of a killed run to save
-# what stops a run and lets it save; a broken connection hangs up (there is no such signal on Windows)
-HANGUP = getattr(signal, "SIGHUP", None)
-STOP_SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number)
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
 RUN_FILES = (  # patterns
@@ -92,64 +89,6 @@ class Parser(argparse.ArgumentParser):
         for name, (fine, wanted) in limits.items():
             if not fine:
                 self.error(f"--{name} is {getattr(args, name)}; wanted {wanted}")
-
-
-def catch_stops() -> None:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; SIGHUP not where nohup has it ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        print("SIGINT was ignored when this run was started (`command &` in a script); Ctrl-C stops it all the same")
-    for number in STOP_SIGNALS:
-        if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-
-
-def _hung_up(number: int, frame: Any) -> None:
-    """Nothing is left to do when SIGHUP comes once more: kernel and shell both send one."""
-
-
-def _stop(number: int, frame: Any) -> None:
-    _forget_terminal(number)
-    raise KeyboardInterrupt
-
-
-def _forget_terminal(number: int) -> None:
-    """After SIGHUP the terminal is gone, and writing to it would fail."""
-    if number != HANGUP:
-        return
-    signal.signal(number, _hung_up)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (1, 2):
-        with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # a terminal, not a log file or a pipe
-                os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let the block finish when Ctrl-C, SIGTERM or SIGHUP comes inside it, then raise KeyboardInterrupt.
-
-    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one, and around what imports
-    a large package, which does not survive it. A second signal is raised at once: the block may hang.
-    """
-    came = []
-
-    def note(number, frame):
-        _forget_terminal(number)
-        came.append(True)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
-    caught = [n for n in STOP_SIGNALS if n != HANGUP or signal.getsignal(n) not in (signal.SIG_IGN, _hung_up)]
-    before = {number: signal.signal(number, note) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is note:  # not a SIGHUP that came
-                signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- random numbers
@@ -228,17 +167,16 @@ def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_
     if overwrite:
         for file in _run_files(path, own_files):
             file.unlink()
+    with tempfile.TemporaryFile(dir=path) as file:
+        alone = flock(file) is not None  # else another run may be in here, see `hold_run_dir`
     for file in path.glob(".*.tmp"):  # what was being written when a run was killed
-        if not _is_being_written(file):
+        if alone or not _is_being_written(file):
             file.unlink(missing_ok=True)
     return path
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """Whether another living process of this machine is named in the file's name (see `atomic_write`).
-
-    With the directory locked there is none; without locks there may be.
-    """
+    """Whether another living process of this machine is named in the file's name (see `atomic_write`)."""
     process = temporary.name.split(".")[-2]
     if not process.isdigit() or int(process) in (0, os.getpid()):
         return False

@@ -80,21 +80,29 @@ def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     )
 
 
-def try_lock(file: IO) -> bool:
-    """Whether this process has the open file to itself now, until it closes it or ends.
+def flock(file: IO) -> bool | None:
+    """Whether this process has the open file to itself now, until it closes it or ends; None where nobody can know.
 
-    True with a warning where the file system has no locks, as some network drives: nothing can be known there.
+    That is so on file systems without locks, as some network drives are.
     """
+    if fcntl is None:
+        return None
     try:
-        if fcntl is None:
-            raise OSError(0, "no flock here")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        text = f"{Path(file.name).parent} cannot be locked ({error.strerror}): see to it that no two runs write to it"
-        warnings.warn(text, stacklevel=2)
+    except OSError:
+        return None
     return True
+
+
+def try_lock(file: IO) -> bool:
+    """Whether nobody else has the open file; True with a warning where nobody can know."""
+    locked = flock(file)
+    if locked is None:
+        text = f"{Path(file.name).parent} is on a drive without locks: see to it that no two runs write to it"
+        warnings.warn(text, stacklevel=2)
+    return locked is not False
 
 
 def wait_for_lock(file: IO, seconds: float) -> None:
