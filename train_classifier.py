@@ -14,7 +14,6 @@ gradient step an epoch; here an epoch is one pass over the larger class of the t
 
 import copy
 import math
-import signal
 import sys
 import time
 import zlib
@@ -39,12 +38,12 @@ from pytorch_serl.training.run import (
     MetricLogger,
     Parser,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     prepare_run_dir,
     print_settings,
     rng_state,
     run_script,
-    save_checkpoint,
     save_json,
     save_settings,
     seed_all,
@@ -53,7 +52,8 @@ from pytorch_serl.training.run import (
     user_errors,
 )
 from pytorch_serl.utils.device import make_adam, pick_device
-from pytorch_serl.utils.files import load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
+from pytorch_serl.utils.signals import catch_stops
 
 BEST = "best.pt"
 OWN_FILES = ("validation.json", "mistakes.png", "backbone.pt")  # beside those that every run writes
@@ -215,7 +215,7 @@ def train_epoch(classifier, step, part, batch_size):
     """One pass over the larger class; returns mean loss and accuracy, both under dropout and crops."""
     classifier.train()
     device = classifier.device
-    targets = torch.tensor([1.0, 0.0], device=device).repeat_interleave(batch_size // 2)  # (B,)
+    targets = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device).repeat_interleave(batch_size // 2)  # (B,)
     totals = torch.zeros(2, device=device)
     batches = balanced_batches(part.labels, batch_size)
     for index in tqdm(batches, desc="  batches", leave=False, disable=part.maps is not None):
@@ -320,6 +320,11 @@ def finish(out, best, val, frames):
 
 
 def main(args):
+    with hold_run_dir(args.output_dir):
+        run(args)
+
+
+def run(args):
     out = Path(args.output_dir)
     with user_errors():
         # settings, device, seeds
@@ -398,7 +403,7 @@ def main(args):
 
     # the loop
     state = snapshot()  # of the end of the last whole epoch; an interrupted epoch is run again
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    catch_stops()
     bar = tqdm(total=args.num_epochs, initial=progress["epoch"], desc="epochs")
     interrupted = False
     try:
@@ -432,9 +437,9 @@ def main(args):
             bar.update()
     except KeyboardInterrupt:
         interrupted = True
-    bar.close()
     step.check()
     save_checkpoint(out / LAST, state)
+    bar.close()
     logger.close()
     draw_curves(out / "learning_curve.png", logger)
     if interrupted:

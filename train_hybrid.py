@@ -11,7 +11,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
-import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -40,6 +39,7 @@ from pytorch_serl.training.arguments import (
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
 from pytorch_serl.training.run import (
     BEST,
@@ -47,6 +47,7 @@ from pytorch_serl.training.run import (
     MetricLogger,
     Parser,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     make_writable_dir,
     prepare_run_dir,
@@ -58,6 +59,7 @@ from pytorch_serl.training.run import (
     user_errors,
 )
 from pytorch_serl.utils.files import WriteError
+from pytorch_serl.utils.signals import catch_stops
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
@@ -264,6 +266,7 @@ class HybridTraining:
             views=args.views,
             capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
+            limits=limits_for(agent, demos.image_shapes),
             identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
             schedule=Schedule(
                 args.batch_size,
@@ -404,7 +407,7 @@ class HybridTraining:
     def run(self, step, log):
         """Pretrain, then act and learn from `step` on; returns the last step. Ctrl-C saves and says where."""
         self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        catch_stops()
         bar = None
         try:
             self.pretrain()
@@ -485,6 +488,11 @@ def eval_env(args, env):
 
 def main(argv=None):
     args = parse_args(argv)
+    with hold_run_dir(args.save_dir or (None if args.eval_ckpt else SAVE_DIR)):
+        run(args)
+
+
+def run(args):
     save_dir = Path(args.save_dir or SAVE_DIR)
     with user_errors():
         # settings, seeds
@@ -551,9 +559,15 @@ def main(argv=None):
         f"(step {training.progress['best_step']:,})"
     )
     agent.load(save_dir / BEST)
-    report_evaluation(
-        agent, training.eval_env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
-    )
+    with user_errors((ContractError,)):
+        report_evaluation(
+            agent,
+            training.eval_env,
+            eval_episodes(args, final=True),
+            save_dir,
+            seed=FINAL_SEED,
+            run=training.run_episodes,
+        )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ def demos(tmp_path_factory):
 
 @pytest.fixture
 def empty_home(monkeypatch, tmp_path):
-    """No published backbone at home, and an empty working directory; the scripts' SIGTERM handler is undone."""
+    """No published backbone at home, and an empty working directory; the scripts' signal handlers are undone."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     yield
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -625,7 +625,7 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(what, demo
     assert content(out)["step"] >= 4 * LENGTH
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypatch, capsys):
     act = train_hybrid.HybridTraining.act
 

@@ -6,7 +6,6 @@ on disk until the driver has the episode. `Robots` is what the loop sees of them
 """
 
 import atexit
-import fcntl
 import io
 import os
 import queue
@@ -38,7 +37,7 @@ from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_fi
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import seed_all, uninterrupted
-from pytorch_serl.utils.files import atomic_write
+from pytorch_serl.utils.files import atomic_write, try_lock
 
 POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
@@ -145,16 +144,14 @@ class RobotWorker:
         """Take a folder for this process as long as it lives; False where a process that lives has it."""
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.close()
             return False
         self.locks.append(file)
         return True
 
     def _left(self, path: Path) -> Episode:
-        recorded = read_episode(path)
+        recorded = self.actor.limits.recorded(path, read_episode(path))
         steps = list(zip(build.stored_transitions(self.agent, recorded), (step["corrected"] for step in recorded)))
         names = ("robot", "parameters_step", "parameters_age")
         marks = {name: recorded[0][name] for name in names} if recorded else {}

@@ -133,7 +133,8 @@ def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]]) -> list[
     """The transitions of an episode file (`read_episode`) as a buffer takes them; each frame is encoded once."""
     transitions = []
     for i, record in enumerate(recorded):
-        obs = transitions[-1]["next_observations"] if i else to_storage(agent, record["observations"], views=1)
+        follows = i and record["observations"] is recorded[i - 1]["next_observations"]  # no step between is left out
+        obs = transitions[-1]["next_observations"] if follows else to_storage(agent, record["observations"], views=1)
         next_obs = to_storage(agent, record["next_observations"], views=1)
         transitions.append(record | {"observations": obs, "next_observations": next_obs})
     return transitions
