@@ -1,4 +1,4 @@
-"""What an environment is promised by whoever acts in it: copies, the rate, an end, being closed; what is wanted of it."""
+"""What an environment is promised by whoever acts in it (copies, rate, end, close), and what is wanted of it."""
 
 import json
 import signal
@@ -14,13 +14,18 @@ from pytorch_serl.envs.human.keyboard import KeyboardHuman
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, _Episode, camera_strip, evaluate, recorded_strip, save_animation
 from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, time_limit
-from tests.robot_env import LOG, Logged, Scaling
-from tests.runs import FIXED, command, content, metrics, refused
+from tests.robot_env import LOG, Logged, OldReset, OldStep, Scaling
+from tests.runs import FIXED, command, content, make_demos, metrics, refused
 from tests.test_hybrid import Still
 from tests.tiny_env import LENGTH, TinyEnv
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 SCRIPTS = {"hybrid": train_hybrid, "offline": train_offline}
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    return make_demos(tmp_path_factory.mktemp("demos") / "demos.pkl", episodes=2)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,7 @@ def words(demos, out, **changes):
         "views": 1,
         "max_steps": 2 * LENGTH,
         "eval_every": LENGTH,
-        "eval_episodes": 1,
+        "eval_episodes": 2,
         "stop_at": 1.0,
     }
     hybrid = {"pretrain_steps": 1, "training_starts": 10**6, "learner": "inline"}
@@ -79,19 +84,19 @@ def closings():
 
 
 def test_training_and_evaluations_keep_the_rate(demos, tmp_path):
-    train_hybrid.main(words(demos, tmp_path, control_hz=50, max_steps=LENGTH))
-    assert len(gaps()) == 5 * 4 + 0 and min(gaps()) > 0.0195  # at the start, training, at the end, final twice
+    train_hybrid.main(words(demos, tmp_path, control_hz=20, max_steps=LENGTH))
+    assert len(gaps()) == 9 * 5 and min(gaps()) > 0.03  # twice 2 episodes during training, 1 of training, 2 + 2
 
 
 def test_eval_ckpt_keeps_the_rate(demos, tmp_path, agent_file):
-    train_hybrid.main(words(demos, None, eval_ckpt=agent_file, control_hz=50))
-    assert len(gaps()) == 2 * 5 and min(gaps()) > 0.0195
+    train_hybrid.main(words(demos, None, eval_ckpt=agent_file, control_hz=20))
+    assert len(gaps()) == 4 * 5 and min(gaps()) > 0.03
 
 
 def test_train_offline_keeps_the_rate(demos, tmp_path):
-    line = words(demos, tmp_path / "run", script="offline", control_hz=50, max_steps=1)
+    line = words(demos, tmp_path / "run", script="offline", control_hz=20, max_steps=1)
     train_offline.main(line)
-    assert len(gaps()) >= 3 * 5 and min(gaps()) > 0.0195
+    assert len(gaps()) == 6 * 5 and min(gaps()) > 0.03
 
 
 def test_a_rate_without_an_environment_is_refused(demos, tmp_path, capsys):
@@ -106,12 +111,12 @@ def test_a_human_who_holds_a_key_keeps_the_rate_too():
         def read(self, timeout=0.0):
             return "w"
 
-    env = KeyboardHuman(Robot(Logged(), control_hz=50), Holds(), arms=1, grippers=False, say=lambda line: None)
+    env = KeyboardHuman(Robot(Logged(), control_hz=20), Holds(), arms=1, grippers=False, say=lambda line: None)
     env.reset(seed=0)
     env.in_control = True
     for _ in range(LENGTH):
         assert "intervene_action" in env.step(np.zeros(6, np.float32))[4]
-    assert min(gaps()) > 0.0195
+    assert min(gaps()) > 0.03
 
 
 def test_the_pace_restarts_at_each_reset():
@@ -165,7 +170,7 @@ def bad_close(demos, out, monkeypatch, agent_file):
 
 
 def ctrl_c_in_training(demos, out, monkeypatch, agent_file):
-    interrupted(monkeypatch, after=11)
+    interrupted(monkeypatch, after=1 + 2 * LENGTH + 4)
     with pytest.raises(SystemExit) as stop:
         train_hybrid.main(words(demos, out))
     assert stop.value.code == 130 and content(out)["step"] == 4
@@ -273,7 +278,7 @@ def test_all_environments_of_the_built_in_task_are_closed_once(tmp_path, monkeyp
 def test_what_is_stored_is_what_was_commanded(demos, tmp_path):
     train_hybrid.main(words(demos, tmp_path, env="Scaling-v0"))
     recorded = [step for path in episode_files(tmp_path).values() for step in read_episode(path)]
-    training = [action for what, _, _, action in LOG if what == "step"][1 + LENGTH :]  # behind probe and evaluation
+    training = [action for what, _, _, action in LOG if what == "step"][1 + 2 * LENGTH :]  # behind probe and evaluation
     assert np.array_equal([step["actions"] for step in recorded[:LENGTH]], training[:LENGTH])
     for step in recorded:  # the environment's arrays are the same in every step
         assert not np.array_equal(step["observations"]["image"], step["next_observations"]["image"])
@@ -331,7 +336,7 @@ def test_max_steps_ends_an_episode_as_a_time_limit_does(demos, tmp_path, capsys)
     assert [len(steps) for steps in recorded] == [20] and content(tmp_path)["step"] == 20
     assert recorded[0][-1]["dones"] and {step["masks"] for step in recorded[0]} == {1.0}
     evaluations = [what for what, *_ in LOG].count("step") - 1 - 20
-    assert evaluations == 4 * 20  # at the start and the end of the training, and the final two
+    assert evaluations == 4 * 2 * 20  # at the start and the end of the training, and the final two
     assert json.loads((tmp_path / "evaluation.json").read_text())["deterministic"]["successes"] == 0
 
 
@@ -352,7 +357,7 @@ def test_train_offline_ends_an_evaluation_in_an_endless_environment(demos, tmp_p
     line = words(demos, tmp_path, script="offline", env="Endless-v0", max_steps=1)
     train_offline.main(line)
     assert "is ended after 50 steps" in capsys.readouterr().out  # ten times the longest demo, 4 steps, or 50
-    assert [what for what, *_ in LOG].count("step") == 1 + 3 * 50
+    assert [what for what, *_ in LOG].count("step") == 1 + 3 * 2 * 50
 
 
 def test_time_limits_are_found_wherever_they_are():
@@ -379,7 +384,6 @@ def test_a_camera_that_stops_raises_an_alarm(fault, text, demos, tmp_path, capsy
     train_hybrid.main(words(demos, tmp_path, env=f"Camera_{fault}-v0", max_steps=5 * LENGTH, eval_every=1000))
     out = capsys.readouterr().out
     assert out.count("ALARM: camera") == 1 and f"ALARM: camera 'image': the last {STILL_FRAMES} " in out and text in out
-    assert set(metrics(tmp_path, "alarm_cameras").values()) <= {1.0}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -387,9 +391,7 @@ def test_a_camera_that_stops_raises_an_alarm(fault, text, demos, tmp_path, capsy
     "fault, got", [("size", "uint8 (16, 32, 3)"), ("float", "float64 (32, 32, 3)")], ids=["size", "float"]
 )
 def test_another_size_or_type_is_an_error_that_names_the_camera(script, fault, got, demos, tmp_path, capsys):
-    line = words(
-        demos, tmp_path, script=script, env=f"Camera_{fault}-v0", max_steps=LENGTH if script == "hybrid" else 2
-    )
+    line = words(demos, tmp_path, script=script, env=f"Camera_{fault}-v0", max_steps=2)
     with pytest.raises(SystemExit) as stop:
         SCRIPTS[script].main(line)
     errors = [x for x in capsys.readouterr().err.replace("\r", "\n").splitlines() if x.startswith("error: ")]
@@ -432,12 +434,12 @@ def test_which_frames_raise_an_alarm(frames, action, alarms, capsys):
         obs = {"image": picture(image), "side": picture(100 + side), "state": np.full(3, index)}
         watch.step(obs, ["image", "side"], action)
     said = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("ALARM: camera")]
-    assert said == [f"{name}:" for name in alarms]
+    assert said == [f"{name}:" for name in alarms] and bool(watch.raised) == bool(alarms)
 
 
 def test_an_arm_that_stands_has_longer(capsys):
     watch, obs = CameraWatch(), {"image": np.arange(3072, dtype=np.uint8).reshape(32, 32, 3), "state": np.zeros(3)}
-    for count in range(STILL_ROBOT):
+    for _ in range(STILL_ROBOT):
         watch.step(obs, ["image"], MOVE)
     assert not capsys.readouterr().out
     watch.step(obs, ["image"], MOVE)
@@ -452,8 +454,7 @@ def test_an_arm_that_stands_has_longer(capsys):
     "env, message",
     [
         ("OldReset-v0", "reset(*, seed=None, options=None) returns observation, info"),
-        ("OldStep-v0", "step() returned 4 values"),
-        ("OldStepLimited-v0", "step(action) returns observation, reward, terminated, truncated, info"),
+        ("OldStep-v0", "step(action) returns observation, reward, terminated, truncated, info"),
         ("Silent-v0", "wanted 'succeed' (bool) in the info of every step"),
     ],
 )
@@ -464,6 +465,12 @@ def test_another_interface_is_found_before_the_pretraining(script, env, message,
 
 def test_eval_ckpt_says_it_too(demos, agent_file, capsys):
     refused(train_hybrid, capsys, "wanted 'succeed' (bool)", words(demos, None, env="Silent-v0", eval_ckpt=agent_file))
+
+
+def test_what_is_no_interface_of_gymnasiums_is_said_by_the_robot_itself():
+    for kind, message in ((OldReset, "reset.. got an unexpected"), (OldStep, "step.. returned 4 values .*wanted five")):
+        with pytest.raises(ValueError, match=message):
+            Robot(kind()).probe(verdict=True)
 
 
 def test_the_first_step_holds_still():

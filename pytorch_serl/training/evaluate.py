@@ -138,7 +138,7 @@ def evaluate(
                     for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
                         commands[int(command)] += 1
                     episode.step(action)
-                bar.set_postfix(step=max(episode.steps for episode in running), refresh=False)
+                bar.set_postfix(step=max(episode.steps for episode in group), refresh=False)
                 bar.update(sum(episode.done for episode in running))
             finished += group
             screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
