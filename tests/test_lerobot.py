@@ -117,11 +117,11 @@ def test_what_is_written_is_read_again(source):
 @reading
 def test_a_runs_episodes_are_written(tmp_path):
     for number in range(2):
-        writer = EpisodeWriter(tmp_path / "run", ["image", "state"])
+        episode = EpisodeWriter(tmp_path / "run", ["image", "state"])
         obs = [{"image": picture(number, i, (33, 31)), "state": np.ones(2, np.float32) * i} for i in range(4)]
-        writer.start(number, obs[0])
+        episode.start(number, obs[0])
         for i in range(3):
-            writer.add(
+            episode.add(
                 {
                     "actions": np.full(6, 0.1 * (i + 1), np.float32),
                     "rewards": float(i == 2 and number == 0),

@@ -26,6 +26,7 @@ from pytorch_serl.data.checks import (
     show,
     take,
 )
+from pytorch_serl.data.episode_files import is_episode_file
 from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
@@ -71,7 +72,7 @@ class Demos:
 
 
 def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -> Demos:
-    """Read one or several demo files or LeRobot datasets (folders, see `load_lerobot`).
+    """Read one or several demo files, LeRobot datasets (folders, see `load_lerobot`), or a run's episodes/*.pkl.gz.
 
     paths: a path or a list of them. image_keys: the cameras to keep; other cameras in the files are dropped.
     setup_mode: one of SETUP_MODES.
@@ -94,6 +95,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
+    _check_rewards(path, demos.transitions)
     return demos
 
 
@@ -131,6 +133,7 @@ def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[l
 
 def _read_file(path, image_keys, setup_mode):
     raw, remarks = load_recording(path, image_keys, setup_mode)
+    one_episode = not os.path.isdir(path) and is_episode_file(path)  # of a run, which may have failed
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
@@ -141,11 +144,12 @@ def _read_file(path, image_keys, setup_mode):
     has_penalty = _fill_penalties(transitions)
     mismatched = share_frames(transitions)
     episode_ids = _episode_ids(transitions)
-    _check_rewards(path, transitions)
+    if not one_episode:
+        _check_rewards(path, transitions)
     actions = np.stack([transition["actions"] for transition in transitions])  # (N, A)
     check_action_dim(Place(path, 0), actions.shape[1], setup_mode)
     check_not_zero(path, actions, episode_ids)
-    actions, snapped = snap_grippers(path, actions, setup_mode)
+    actions, snapped = snap_grippers(path, actions, setup_mode, one_episode)
     for transition, action in zip(transitions, actions, strict=True):
         transition["actions"] = action
     first_obs = transitions[0]["observations"]

@@ -75,7 +75,7 @@ def _pickles(directory, label):
     place = Place(str(directory))
     if not Path(directory).is_dir():
         raise place.error(f"{CLASSES[label]}_dir", "no such directory", "a directory of pickles", "check the path")
-    paths = sorted(Path(directory).glob("*.pkl"))
+    paths = sorted(path for path in Path(directory).glob("[!.]*.pkl") if path.is_file())
     if not paths:
         raise place.error(
             f"{CLASSES[label]}_dir",

@@ -78,7 +78,7 @@ def record(
     """
     output_dir = Path(output_dir)
     demo_path = output_dir / "demos.pkl"
-    outputs = [demo_path, *sorted(output_dir.glob("success/*.pkl")), *sorted(output_dir.glob("failure/*.pkl"))]
+    outputs = [demo_path, *sorted(output_dir.glob("success/[!.]*.pkl")), *sorted(output_dir.glob("failure/[!.]*.pkl"))]
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")

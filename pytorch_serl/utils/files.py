@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import torch
 
+from pytorch_serl.utils.file_kinds import kind_of
+
 
 class WriteError(OSError):
     """The disk did not take what was to be written; the file that was there before is whole."""
@@ -63,6 +65,15 @@ def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     )
 
 
+def _kind(path: str | os.PathLike) -> str | None:
+    """What a file is by its first bytes, where these are no checkpoint's, and what to do with it."""
+    try:
+        kind = kind_of(Path(path).read_bytes())
+    except OSError:
+        return None
+    return None if kind is None or "torch.save" in kind[0] else "; ".join(kind)
+
+
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint with `weights_only=True`. Raises ValueError, naming the file, for anything that is not one."""
     try:
@@ -71,6 +82,8 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
         raise ValueError(f"{path}: no such checkpoint file") from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]  # without torch's advice
+        if kind := _kind(path):
+            reason = f"it is {kind}"
         raise ValueError(
             f"{path}: not a readable checkpoint (truncated, or not written by torch.save): {reason}"
         ) from error

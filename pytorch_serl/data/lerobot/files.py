@@ -1,6 +1,7 @@
 """The files of a LeRobot dataset: parquet tables, and pictures out of videos or tables."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from pytorch_serl.data.checks import Place
 
+TABLE = re.compile(r"file-[0-9]+\.parquet")
 AGAIN = "download or copy it again"
 
 
@@ -31,13 +33,23 @@ def read_table(place: Place, root: Path, folder: str, columns: list[str] | None 
     import pyarrow as pa
     from pyarrow import parquet
 
-    files = sorted((root / folder).rglob("*.parquet"))
+    files = _tables(root / folder)
     if not files:
         raise place.error(folder, "no parquet file", "a whole dataset", AGAIN)
     try:
         return pa.concat_tables([parquet.read_table(file, columns=columns) for file in files])
     except (OSError, pa.ArrowException) as error:
         raise place.error(folder, str(error), "readable parquet files", AGAIN) from None
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The dataset's tables in the order of their names; what others left beside them is passed over."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*.parquet"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return [path for path in files if TABLE.fullmatch(path.name)] or files
 
 
 def read_frames(
