@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pytorch_serl.data import demo_report
+from pytorch_serl.data import demo_report, oddities
 from pytorch_serl.data.actions import (
     SETUP_MODES,
     check_action_dim,
@@ -162,7 +162,7 @@ def _read_file(path, image_keys, setup_mode):
         actions.shape[1],
         setup_mode,
     )
-    demos.warnings = remarks + demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
+    demos.warnings = remarks + oddities.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
     return demos
 
 
