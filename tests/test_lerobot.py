@@ -385,9 +385,7 @@ def test_an_episode_of_one_frame_has_no_step(foreign):
         return [row for row in rows if row["episode_index"] != 2 or row["frame_index"] == 0]
 
     edit_table(foreign, "data", shorten)
-    edit_table(
-        foreign, "meta/episodes", lambda rows: rows[2].update(dataset_to_index=rows[2]["dataset_from_index"] + 1)
-    )
+    edit_table(foreign, "meta/episodes", lambda rows: rows[2].update(dataset_to_index=2 * LENGTH + 1))
     demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
     assert len(demos.transitions) == 2 * LENGTH
     assert any("episode 2 has one frame and no step; it is left out" in text for text in demos.warnings)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.envs.tabletop import task
+from pytorch_serl.utils.output import print_anything
 
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
@@ -277,6 +278,7 @@ def _write(path, content):
 
 
 def main(argv=None):
+    print_anything()
     args = parse_args(argv)
     try:
         summary = record(**vars(args))
