@@ -1,4 +1,4 @@
-"""What rewards mean; what is odd in demos: scale, drift, what hangs, ends that belong elsewhere; odd homes and names."""
+"""What rewards mean; what is odd in demos: scale, drift, what hangs, ends that belong elsewhere; homes and names."""
 
 import os
 import pickle
@@ -100,6 +100,16 @@ def test_rewards_of_every_kind(name, tmp_path):
         assert text in warnings, warnings
     for text in absent:
         assert text not in warnings, warnings
+
+
+def test_files_with_rewards_of_two_kinds(tmp_path):
+    (tmp_path / "one").mkdir()
+    changed(tmp_path, rewarded([steps(-1, 0)]))
+    changed(tmp_path / "one")
+    paths = [tmp_path / "one" / "demos.pkl", tmp_path / "demos.pkl"]
+    warnings = read_demos(paths, "image", FIXED).warnings
+    text = f"{paths[1]}: rewards: -1 a step, 0 at success; in {paths[0]}: 0 a step, 1 at success; one scale"
+    assert any(text in line for line in warnings), warnings
 
 
 def test_one_step_episodes_and_kept_success_frames():

@@ -28,6 +28,8 @@ from pytorch_serl.data.checks import (
 )
 from pytorch_serl.data.episode_files import is_episode_file
 from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
+from pytorch_serl.data.oddities import rewards_of
+from pytorch_serl.data.rewards import SAME, describe, kind_of_rewards
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
@@ -92,6 +94,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
             demos = part
             continue
         _check_same_layout(paths[0], demos, path, part)
+        part.warnings += _other_rewards(paths[0], demos, path, part)
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
@@ -133,7 +136,7 @@ def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[l
 
 def _read_file(path, image_keys, setup_mode):
     raw, remarks = load_recording(path, image_keys, setup_mode)
-    one_episode = not os.path.isdir(path) and is_episode_file(path)  # of a run, which may have failed
+    one_episode = is_single(path)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
@@ -296,6 +299,22 @@ def _check_rewards(path, transitions):
             "a reward where the task succeeds",
             "set rewards to 1.0 in the transition that reaches the goal",
         )
+
+
+def _other_rewards(first_path, demos, path, part):
+    """A line where an ordinary step is rewarded otherwise than in the files before: one critic cannot learn both."""
+    if is_single(path) or is_single(first_path):
+        return []
+    first, here = (kind_of_rewards(d.transitions, d.episode_ids) for d in (demos, part))
+    if first.shaped == here.shaped and (first.shaped or abs(first.ordinary - here.ordinary) <= SAME):
+        return []
+    texts = [describe(k, rewards_of(d)) for k, d in ((here, part), (first, demos))]
+    return [f"{path}: rewards: {texts[0]}; in {first_path}: {texts[1]}; one scale is wanted throughout"]
+
+
+def is_single(path):
+    """Whether `path` is an episode file of a run: one episode, which may have failed."""
+    return not os.path.isdir(path) and is_episode_file(path)
 
 
 def _check_same_layout(first_path, demos, path, part):

@@ -4,7 +4,6 @@ Needs `pip install -r requirements/lerobot-data.txt` (pyarrow, av), not the lero
 of itself stands in MAPPING beside its `meta` folder; docs/lerobot.md has every entry.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import numpy as np
 from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
 from pytorch_serl.data.checks import Place, show
 from pytorch_serl.data.lerobot.files import AGAIN, read_frames, read_table, require_packages, resized
+from pytorch_serl.data.lerobot.metadata import INFO, check_info, entry_names, read_episodes, read_json
 from pytorch_serl.data.rewards import SAME, reward_kind
 
-INFO, MAPPING, EPISODES = "meta/info.json", "pytorch_serl.json", "meta/episodes"
+MAPPING = "pytorch_serl.json"
 FINAL, MASK, PENALTY = "final", "mask", "grasp_penalty"  # columns of datasets that this project wrote
 PENALTIES = (PENALTY, "complementary_info.discrete_penalty")
 KINDS = {  # of the entries of MAPPING
@@ -68,17 +68,17 @@ def load_lerobot(path: str, image_keys: list[str], setup_mode: str) -> tuple[lis
     """
     require_packages()
     place, root = Place(str(path)), Path(path)
-    info = _read_json(place, root / INFO)
+    info = read_json(place, root / INFO)
     if not str(info.get("codebase_version", "")).startswith("v3"):
         raise place.error(
             "codebase_version", f"{info.get('codebase_version')}", "v3.x", "convert it with lerobot's own script"
         )
-    _check_info(place, info)
+    check_info(place, info)
     mapping, features = _read_mapping(place, root), info["features"]
     cameras = {key: _camera(place, key, mapping, features) for key in image_keys}
     rows = _Rows(place, root, mapping, features, setup_mode)
     stride = _stride(place, mapping, info["fps"])
-    episodes = _read_episodes(place, root, rows)
+    episodes = read_episodes(place, root, rows.numbers)
     starts, transitions = [], []
     for episode in episodes:
         part, kept = rows.episode(episode["episode_index"], stride)
@@ -94,55 +94,8 @@ def load_lerobot(path: str, image_keys: list[str], setup_mode: str) -> tuple[lis
     return [transition for part in transitions for transition in part], rows.remarks
 
 
-def _check_info(place, info):
-    def table(x):
-        return isinstance(x, dict) and all(isinstance(f, dict) and isinstance(f.get("dtype"), str) for f in x.values())
-
-    wanted = {
-        "fps": ("frames per second", lambda x: isinstance(x, (int, float)) and x > 0),
-        "features": ("a table of features with a dtype each", table),
-    }
-    for key, (what, fine) in wanted.items():
-        if key not in info or not fine(info[key]):
-            raise place.error(f"{INFO}: {key}", show(info[key]) if key in info else f"no {key}", what, AGAIN)
-
-
-def _read_episodes(place, root, rows):
-    """The rows of the episodes' table by number; those of the data's table must be all of them."""
-    episodes = read_table(place, root, EPISODES).to_pylist()
-    for number, episode in enumerate(episodes):
-        if not isinstance(episode.get("episode_index"), int):
-            raise place.error(
-                f"{EPISODES}: row {number}: episode_index", show(episode.get("episode_index")), "its number", AGAIN
-            )
-    numbers = [episode["episode_index"] for episode in episodes]
-    if len(set(numbers)) < len(numbers):
-        twice = next(number for number in numbers if numbers.count(number) > 1)
-        raise place.error(f"episode {twice}", f"{numbers.count(twice)} rows in {EPISODES}", "one", AGAIN)
-    if unknown := sorted(set(rows.numbers.tolist()) - set(numbers)):
-        raise place.error(f"episode {unknown[0]}", f"frames in data, no row in {EPISODES}", "both", AGAIN)
-    for episode in episodes:
-        found = int((rows.numbers == episode["episode_index"]).sum())
-        first, end = episode.get("dataset_from_index"), episode.get("dataset_to_index")
-        wanted = end - first if isinstance(first, int) and isinstance(end, int) else None
-        if found == 0 or wanted not in (None, found):
-            wanted = "at least one" if wanted is None else f"{wanted}, as {EPISODES} has it"
-            raise place.error(f"episode {episode['episode_index']}", f"{found} frames in data", wanted, AGAIN)
-    return sorted(episodes, key=lambda episode: episode["episode_index"])
-
-
-def _read_json(place, path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise place.error(path.name, str(error), "a JSON file", "repair or replace it") from None
-    if not isinstance(content, dict):
-        raise place.error(path.name, type(content).__name__, "a JSON object", "repair or replace it")
-    return content
-
-
 def _read_mapping(place, root):
-    content = _read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
+    content = read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
     see = "see docs/lerobot.md"
     if unknown := [name for name in content if name not in KINDS]:
         raise place.error(MAPPING, f"the entry {unknown[0]!r}", f"some of {', '.join(KINDS)}", see)
@@ -192,26 +145,6 @@ def _stride(place, mapping, fps):
             f"say in {MAPPING} mean for velocities, sum for steps, last for targets",
         )
     return stride
-
-
-def entry_names(names):
-    """The names of a feature's entries in order: a list, or a dict of indices, or such things below other names.
-
-    {"x": 0, "y": 1} is ordered by its numbers; where one is left out, an empty name stands in its place.
-    """
-    if isinstance(names, str):
-        return [names]
-    if isinstance(names, (list, tuple)):
-        return [name for part in names for name in entry_names(part)]
-    if not isinstance(names, dict):
-        return []
-    indices = {name: index for name, index in names.items() if isinstance(index, (int, float)) and 0 <= index < 10_000}
-    if names and len(indices) == len(names):
-        result = [""] * (int(max(indices.values())) + 1)
-        for name, index in indices.items():
-            result[int(index)] = name
-        return result
-    return [name for part in names.values() for name in entry_names(part)]
 
 
 class _Rows:
