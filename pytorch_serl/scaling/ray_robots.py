@@ -9,6 +9,7 @@ import atexit
 import io
 import os
 import queue
+import re
 import shutil
 import socket
 import threading
@@ -44,6 +45,7 @@ POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
 END_SECONDS = 10.0  # for the environments to be closed
+OWN_FOLDER = re.compile("[0-9a-f]{32}")  # of a worker in SPOOL; a file manager may leave others
 SPOOL = "robots"  # folder of a run, on every robot's machine: episodes that the driver does not have yet
 
 
@@ -102,7 +104,9 @@ class RobotWorker:
         self.agent, self.number = build.restore_agent(content, "cpu", "the driver's agent"), number
         self.env = guarded(make_env())
         self.locks, self.handed_over = [], []
-        left = [folder for folder in sorted(spool.glob("*")) if self._claim(folder)]
+        left = [
+            folder for folder in sorted(spool.glob("*")) if OWN_FOLDER.fullmatch(folder.name) and self._claim(folder)
+        ]
         self.folder = spool / uuid.uuid4().hex
         self._claim(self.folder)
         self.writer = _MarkedWriter(self.folder, [*self.agent.image_keys, "state"])

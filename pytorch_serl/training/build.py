@@ -12,6 +12,7 @@ from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.data.rewards import return_bounds
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
@@ -89,11 +90,10 @@ def all_solved(demos: Demos) -> bool:
 
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
     """Alarms that know the demos' rewards and gripper commands."""
-    rewards = max(t["rewards"] for t in demos.transitions)
-    max_return = 1.0 if q_range(demos) else max(rewards, 0.0) / max(1 - agent.discount, 1e-3)
+    min_return, max_return = q_range(demos) or return_bounds(demos.transitions, agent.discount)
     columns = gripper_columns(demos.action_dim, demos.setup_mode)
     commands = {int(command) for t in demos.transitions for command in t["actions"][columns]}
-    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands)
+    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands, min_return)
 
 
 def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:
