@@ -11,6 +11,7 @@ encoding detached; the optional cloning term (`clone_weight`) is absent from the
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ from pytorch_serl.agents.base import PixelAgent, Tensors
 from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
 from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE, make_adam
+from pytorch_serl.utils.files import load_into
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
@@ -91,9 +93,15 @@ class SACAgent(PixelAgent):
         if not self.image_keys and not state_dim:
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
         self.device = torch.device(device) if device is not None else DEVICE
+        # numpy's numbers and tensors are python's from here on, so that a checkpoint can hold them
+        action_dim, state_dim, ensemble_size = (operator.index(n) for n in (action_dim, state_dim, ensemble_size))
+        lr, discount, tau, dropout = float(lr), float(discount), float(tau), float(dropout)
+        init_temperature, trainable_backbone = float(init_temperature), bool(trainable_backbone)
+        q_range = None if q_range is None else tuple(map(float, q_range))
+        target_entropy = None if target_entropy is None else float(target_entropy)
         self.action_dim, self.state_dim = action_dim, state_dim
         self.discount, self.tau = discount, tau
-        self.q_range = (-float("inf"), float("inf")) if q_range is None else tuple(q_range)
+        self.q_range = (-float("inf"), float("inf")) if q_range is None else q_range
         self.target_entropy = -(action_dim + self.num_grippers) / 2 if target_entropy is None else target_entropy
         self.config = dict(
             image_keys=self.image_keys,
@@ -118,7 +126,7 @@ class SACAgent(PixelAgent):
         self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)
         if backbone is not None:
             for trained in self.encoder.backbones.values():
-                trained.load_state_dict(backbone.state_dict())
+                load_into(trained, backbone.state_dict())
         self.actor = Actor(self.encoder.encoding_dim, action_dim).to(self.device)
         self.temperature = Temperature(init_temperature).to(self.device)
         self.critic = Critic(self.encoder.encoding_dim, action_dim, ensemble_size)
@@ -378,8 +386,8 @@ class SACAgent(PixelAgent):
         (Polyak averaging). The frozen backbone is shared, not copied.
         """
         twin = copy.deepcopy(self, {id(self.backbone): self.backbone})
-        twin.online.load_state_dict(self.target.state_dict())
-        twin.actor.load_state_dict(self.average_actor.state_dict())
+        load_into(twin.online, self.target.state_dict())
+        load_into(twin.actor, self.average_actor.state_dict())
         return twin
 
 

@@ -9,6 +9,8 @@ It writes to `--output_dir` (./data):
     success/*.pkl   classifier frames {'observations': ..., 'labels': 1}, one file per episode
     failure/*.pkl   the same with `labels` 0: the way to success, lost episodes, near misses
 
+Every transition and frame has a `scene`: equal numbers were recorded together, in whichever file, and belong on one
+side of a split. `success/episode_007.pkl` and `failure/episode_007.pkl` are scene 7; demos count on from there.
 A demo's next observation is the same object as the observation that follows, so a pickle stores a frame once.
 An existing recording is left alone (exit code 2) unless `--overwrite` is given.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.envs.tabletop import task
+from pytorch_serl.utils.output import print_anything
 
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
@@ -78,7 +81,7 @@ def record(
     """
     output_dir = Path(output_dir)
     demo_path = output_dir / "demos.pkl"
-    outputs = [demo_path, *sorted(output_dir.glob("success/*.pkl")), *sorted(output_dir.glob("failure/*.pkl"))]
+    outputs = [demo_path, *sorted(output_dir.glob("success/[!.]*.pkl")), *sorted(output_dir.glob("failure/[!.]*.pkl"))]
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")
@@ -98,9 +101,9 @@ def record(
     env.reset(seed=seed)
 
     demos, attempts = [], 0
-    for _ in range(num_demos):
+    for episode in range(num_demos):
         transitions, tries = _successful_episode(env, expert, keys)
-        demos += transitions
+        demos += [transition | {"scene": num_classifier_episodes + episode} for transition in transitions]
         attempts += tries
     classes = {"success": [], "failure": []}
     rng = np.random.default_rng([seed, 1])
@@ -181,7 +184,7 @@ def _classifier_episode(env, expert, keys, rng, episode):
     way = [t["observations"] for t in transitions]
     failure = _some(way[:-3], rng, FAILURE_FRAMES - 3) + way[-3:]  # the last ones are the hard ones
     lost = _random_frames(env, keys, rng) if episode % 2 else _near_miss_frames(env, keys, rng)
-    return _label(success, 1), _label(failure + _some(lost, rng, FAILURE_FRAMES), 0)
+    return _label(success, 1, episode), _label(failure + _some(lost, rng, FAILURE_FRAMES), 0, episode)
 
 
 def _wiggle(env, rng):
@@ -250,8 +253,8 @@ def _some(frames, rng, count):
     return [frames[i] for i in chosen]
 
 
-def _label(frames, label):
-    return [{"observations": frame, "labels": label} for frame in frames]
+def _label(frames, label, scene):
+    return [{"observations": frame, "labels": label, "scene": scene} for frame in frames]
 
 
 def _keep(obs, keys):
@@ -277,6 +280,7 @@ def _write(path, content):
 
 
 def main(argv=None):
+    print_anything()
     args = parse_args(argv)
     try:
         summary = record(**vars(args))

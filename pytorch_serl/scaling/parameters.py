@@ -18,8 +18,19 @@ class SharedParameters:
     """
 
     def __init__(self, count: int, context: Any):
-        self.slots = torch.empty(2, count).share_memory_()
+        try:
+            self.memory = context.RawArray("f", 2 * count)  # in /dev/shm where it fits, else in the temporary folder
+        except OSError as error:
+            raise ValueError(
+                f"no room for the {8 * count / 1e6:.0f} MB that are shared with the learner's process ({error}); start "
+                "the container with --shm-size=1g, or give --learner inline"
+            ) from None
         self.version = context.Value("q", 0, lock=False)
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Both slots, (2, count)."""
+        return torch.frombuffer(self.memory, dtype=torch.float32).view(2, -1)
 
     def write(self, modules: Iterable[nn.Module]) -> int:
         """Publish the modules' parameters as the next version, which it returns."""

@@ -6,7 +6,6 @@ shared memory; the frozen backbone crosses once, at the start.
 """
 
 import atexit
-import fcntl
 import io
 import multiprocessing as mp
 import os
@@ -15,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,15 @@ from pytorch_serl.data.demos import Demos
 from pytorch_serl.scaling.parameters import SharedParameters, acting_modules, pack
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
-from pytorch_serl.training.run import seed_all
-from pytorch_serl.utils.files import WriteError
+from pytorch_serl.training.run import LEARNER_LOCK as LOCK
+from pytorch_serl.training.run import LOCK_SECONDS, seed_all
+from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
-LOCK_SECONDS = 10.0  # for the learner of a killed run to save
-LOCK = ".learner.lock"
 EVALUATED = ".evaluated.tmp"  # the policy that `averaged` returned last, until it is known whether it is the best
-
-
-class RunInUse(ValueError):
-    """Another process writes to the run's directory."""
 
 
 class LearnerError(RuntimeError):
@@ -132,7 +128,12 @@ class RemoteLearner(LearnerCalls):
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # the other cores are the learner's
-        self.process.start()
+        resource_tracker.ensure_running()  # else starting it would let the signals through
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are not for a learner, see `_serve`
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         their_calls.close(), their_replies.close()  # so that each side notices when the other one is gone
         threading.Thread(target=self._send_calls, daemon=True).start()
         atexit.register(self.close)
@@ -204,7 +205,7 @@ class RemoteLearner(LearnerCalls):
 
 def _serve(calls, replies, acting, averages, work) -> None:
     """The main function of the learner's process: serve until the actor says stop, or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
@@ -234,12 +235,7 @@ def serve(calls: Any, replies: Any, acting: Any, averages: Any, work: dict[str, 
 
 def _lock(file) -> None:
     """Wait until no learner uses the run; one whose actor was killed may still be saving."""
-    for _ in range(int(LOCK_SECONDS / 0.1)):
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-    raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
+    wait_for_lock(file, LOCK_SECONDS)
 
 
 ASKED = ("store_demos", "full_size_gb", "load", "recover")  # methods of `Learner` that read what the user gave

@@ -24,6 +24,7 @@ from torch import nn
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.training import build
 from pytorch_serl.utils.device import pick_device
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
 PATIENCE = timedelta(days=7)  # the others wait for the next step while process 0 acts, evaluates, or is paused
 TOLERANCE = 1e-5  # of the difference between two processes' parameters; equal machines compute the same bits
@@ -177,7 +178,7 @@ def run(main: Callable[[], None], make_step: Callable[[dict[str, Any], torch.dev
 
 def follow(make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> None:
     """Do what process 0 says until it says stop, or is gone. Ctrl-C is its matter, too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     while True:
         try:

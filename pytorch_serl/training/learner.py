@@ -16,6 +16,7 @@ from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
+from pytorch_serl.training.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Learner:
         demo_capacity: transitions of the buffer of demos and corrections.
         views: stored crops of each demo frame.
         seed: of the sampling.
+        limits: of what is learned from recorded episodes.
         update: `agent.update`, or what takes it together with other processes (scaling/torchrun.py).
     """
 
@@ -57,10 +59,11 @@ class Learner:
         demo_capacity: int,
         views: int,
         seed: int,
+        limits: Limits,
         update: Callable[..., dict[str, torch.Tensor]] | None = None,
     ):
         self.agent, self.schedule, self.views, self.save_dir = agent, schedule, views, save_dir
-        self.update = update or agent.update
+        self.update, self.limits = update or agent.update, limits
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
@@ -175,7 +178,7 @@ class Learner:
         for number, path in episode_files(self.save_dir).items():
             if number < first or (end is not None and number >= end):
                 continue
-            recorded = read_episode(path)
+            recorded = self.limits.recorded(path, read_episode(path))
             for transition in build.stored_transitions(self.agent, recorded):
                 self.add(transition, to_demos=transition["corrected"])
             alone = not any(step["corrected"] for step in recorded)
