@@ -56,7 +56,8 @@ def frame(colour, size=(48, 64)):
 def test_it_serves_what_is_shown(view):
     view.show({"image": frame((200, 30, 60)), "odd name/é": frame(7)}, {"episode": 3, "in control:": "<human>"})
     status, page = get(view, "/")
-    assert status == 200 and b"/camera/image" in page and b"/camera/odd%20name%2F%C3%A9" in page
+    assert status == 200 and b"/frame/image" in page and b"/frame/odd%20name%2F%C3%A9" in page
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(get(view, "/frame/image")[1]))).shape, (48, 64, 3))
     told = json.loads(get(view, "/status")[1])
     assert told == {"cameras": 2, "status": {"episode": "3", "in control:": "<human>"}}
     assert np.abs(first_frame(view, "image").astype(int) - (200, 30, 60)).max() < 4

@@ -27,6 +27,10 @@ img{height:384px;image-rendering:pixelated}b{color:#7fd}</style>
 <p id="status">waiting for the first step</p>
 %s
 <script>
+// the page comes with the newest frames; a stream never ends: begun at once, the page would never have been loaded
+window.onload = () => setTimeout(() => {
+  for (const image of document.images) image.src = image.src.replace("/frame/", "/camera/");
+}, 500);
 setInterval(async () => {
   const p = document.getElementById("status");
   try {
@@ -41,7 +45,7 @@ setInterval(async () => {
 }, 250);
 </script>
 """
-FIGURE = '<figure><img src="/camera/%s" alt=""><figcaption>%s</figcaption></figure>\n'
+FIGURE = '<figure><img src="/frame/%s" alt=""><figcaption>%s</figcaption></figure>\n'
 
 
 class View:
@@ -89,14 +93,19 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = PATIENCE
 
     def do_GET(self):
+        view = self.view
         try:
             if self.path == "/":
-                names = list(self.view.frames)
+                names = list(view.frames)
                 figures = "".join(FIGURE % (quote(name, safe=""), html.escape(name)) for name in names)
                 self._send("text/html; charset=utf-8", (PAGE % figures).encode())
             elif self.path == "/status":
-                told = {"cameras": len(self.view.frames), "status": self.view.status}
+                told = {"cameras": len(view.frames), "status": view.status}
                 self._send("application/json", json.dumps(told).encode())
+            elif (
+                self.path.startswith("/frame/") and (name := unquote(self.path.removeprefix("/frame/"))) in view.frames
+            ):
+                self._send("image/jpeg", jpeg(view.frames[name]))
             elif self.path.startswith("/camera/"):
                 self._stream(unquote(self.path.removeprefix("/camera/")))
             else:
@@ -120,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
         self.end_headers()
+        between = f"\r\n--{BOUNDARY}\r\n".encode()
+        self.wfile.write(between)
         while True:
             with view.news:
                 while view.number == sent and not view.closed:
@@ -128,8 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return None
                 frame, sent = view.frames[name], view.number
             body = jpeg(frame)
-            head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
-            self.wfile.write(head.encode() + body + b"\r\n")
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+            # the boundary comes with the frame, not with the next one: browsers show it only then
+            self.wfile.write(head.encode() + body + between)
 
     def log_message(self, *words):
         pass
