@@ -14,6 +14,7 @@ Writes to --output_dir:
 """
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from tqdm import tqdm
 from pytorch_serl.data.demos import SETUP_MODES, read_demos
 from pytorch_serl.data.episode_files import FOLDER, EpisodeWriter
 from pytorch_serl.training import build, recording
-from pytorch_serl.training.pace import Pace
+from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
 from pytorch_serl.training.recording import RECORD_SEED
-from pytorch_serl.training.rewards import ContractError
-from pytorch_serl.training.run import Parser, make_writable_dir, print_settings, run_script, user_errors
+from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 
 SCRIPTED_CLASSIFIER_EPISODES = 40
 SCENES_APART = (
@@ -47,12 +47,7 @@ def parse_args(argv=None):
     where.add_argument("--resume", action="store_true", help="go on with the recording in --output_dir")
     where.add_argument("--overwrite", action="store_true", help="replace the recording in --output_dir")
     who = parser.add_argument_group("who steers, and how often")
-    who.add_argument(
-        "--human",
-        choices=("scripted", "env", "keyboard", "gamepad"),
-        help="scripted: the environment's own expert; env: a human whom the environment reports in "
-        "info['intervene_action']; or you; default: scripted where the environment has an expert, else env",
-    )
+    add_human_arguments(who)
     who.add_argument("--noise", type=float, default=0.1, help="of the scripted expert's actions, a standard deviation")
     who.add_argument(
         "--control_hz", type=float, help="environment steps per second to keep; default: the environment's"
@@ -78,6 +73,7 @@ def parse_args(argv=None):
         "num_classifier_episodes": ((args.num_classifier_episodes or 0) >= 0, "0 or more"),
     }
     parser.require(args, limits)
+    check_human(args, parser)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
     return args
@@ -89,6 +85,15 @@ def choose_human(env, human):
     if human == "scripted" and not has_expert:
         raise ValueError("--human scripted needs an environment with a scripted_expert (docs/simulation.md)")
     return human or ("scripted" if has_expert else "env")
+
+
+def beside_human(env, args):
+    """The environment with the human beside it who steers from each reset on."""
+    if not has_device(args.human):
+        return env
+    human, line = add_device(env, args, judge="label" if args.classifier_only else "overrule", say=tqdm.write)
+    print(line)
+    return human.steered(leads=True)
 
 
 def steering(env, args, number):
@@ -116,15 +121,17 @@ def check_folder(folder, args):
     make_writable_dir(folder)
 
 
-def record_demos(env, args, keys, folder):
+def record_demos(env, args, keys, limits, folder):
     """Record until there are --num_demos successes; returns number -> success of all that are kept."""
     kept = recording.finished_episodes(folder, args.keep_failures)
-    writer, pace = EpisodeWriter(folder, keys), Pace(args.control_hz)
+    writer = EpisodeWriter(folder, keys)
     number, failures = max(kept, default=-1) + 1, 0
     with tqdm(total=args.num_demos, initial=sum(kept.values()), unit="demo", desc="recording") as bar:
         while sum(kept.values()) < args.num_demos:
+            if has_device(args.human):
+                env.wait_until_ready()
             act, seed = steering(env, args, number), RECORD_SEED + args.seed * 100_000 + number
-            outcome = recording.record_episode(env, act, writer, number, seed, pace)
+            outcome = recording.record_episode(env, act, limits, writer, number, seed)
             failures = 0 if outcome == "success" else failures + 1
             if outcome == "success" or (outcome == "failure" and args.keep_failures):
                 kept[number] = outcome == "success"
@@ -138,7 +145,7 @@ def record_demos(env, args, keys, folder):
     return kept
 
 
-def scripted_frames(env, args, keys, folder, episodes):
+def scripted_frames(env, args, keys, limits, folder, episodes):
     """Classifier frames of the scripted expert's further episodes; returns (success, failure) counts."""
     counts, start = np.zeros(2, int), RECORD_SEED + args.seed * 100_000 + SCENES_APART
     scratch = EpisodeWriter(folder / "scratch", keys)
@@ -147,7 +154,7 @@ def scripted_frames(env, args, keys, folder, episodes):
         for attempt in range(MAX_FAILURES):
             act = steering(env, args, SCENES_APART + scene + attempt * 1000)
             seed = start + scene + attempt * 1000
-            if recording.record_episode(env, act, scratch, scene, seed, Pace(None)) == "success":
+            if recording.record_episode(env, act, limits, scratch, scene, seed) == "success":
                 break
         else:
             raise ValueError(f"the expert failed {MAX_FAILURES} times in a row with --noise {args.noise:g}; try less")
@@ -168,6 +175,35 @@ def demo_frames(args, folder, numbers):
         rng = np.random.default_rng([args.seed, number])
         frames = recording.frames_of_demo(recording.stored_transitions(folder, number), rng)
         counts += recording.write_frames(folder, f"demo_{number:03d}.pkl", number, *frames)
+    return counts
+
+
+def labelled_frames(env, args, keys, folder):
+    """Frames of --num_demos scenes in which the human moves about and says when they show success; (success, failure).
+
+    On disk when a scene ends; with --resume the scenes that are there count.
+    """
+    print(
+        "move about; y (hold the success button of a gamepad) while the scene shows success, n when it no longer does; "
+        "x ends a scene. Near misses teach most: beside the object, almost there, held but not lifted"
+    )
+    counts, still = np.zeros(2, int), np.zeros(env.action_space.shape, np.float32)
+    there = {int(path.stem[-3:]) for path in folder.glob("*/labelled_[0-9][0-9][0-9].pkl")}
+    for scene in range(args.num_demos):
+        if scene in there:
+            continue
+        if has_device(args.human):
+            env.wait_until_ready()
+        obs, _ = env.reset(seed=RECORD_SEED + args.seed * 100_000 + 2 * SCENES_APART + scene)
+        frames, over = ([], []), False
+        while not over:
+            obs, _, terminated, truncated, info = env.step(still)
+            over = terminated or truncated
+            if not info.get("discard"):
+                frames[int(info.get("label", info.get("succeed", 0)))].append({k: obs[k] for k in keys if k in obs})
+        name = f"labelled_{scene:03d}.pkl"
+        counts += recording.write_frames(folder, name, 2 * SCENES_APART + scene, frames[1], frames[0])
+        print(f"scene {scene}: {len(frames[1])} success, {len(frames[0])} failure")
     return counts
 
 
@@ -199,34 +235,43 @@ def report(args, folder, kept, keys, counts):
 def main(argv=None):
     args = parse_args(argv)
     folder = Path(args.output_dir)
-    with user_errors((ValueError, OSError, ImportError, RuntimeError)):
-        if not args.check:
-            check_folder(folder, args)
-        env = build.make_env(args.env, args.setup_mode, build.constructor_args(args.env_args))
-    try:
-        with user_errors((ValueError, OSError, ContractError)):
+    with hold_run_dir(folder), ExitStack() as at_the_end:  # whatever happens, the environment is closed
+        with user_errors((ValueError, OSError, ImportError, RuntimeError)):
+            if not args.check:
+                check_folder(folder, args)
+            env = build.make_env(args.env, args.setup_mode, build.constructor_args(args.env_args))
+            at_the_end.callback(env.close)
+            env.control_hz = args.control_hz
             args.human = choose_human(env, args.human)
             print_settings(vars(args))
             cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
-            obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
-            print(line)
-            make_writable_dir(folder)
-            recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
-            print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
-            if args.check:
-                return
-            keys = [*cameras, "state"] if "state" in obs else cameras
-            kept, counts, further = {}, np.zeros(2, int), args.num_classifier_episodes
-            if not args.classifier_only:
-                kept = record_demos(env, args, keys, folder)
-                recording.write_demos(folder, kept, args.keep_failures)
-                if further != 0:
-                    counts += demo_frames(args, folder, [number for number, success in kept.items() if success])
-            if args.human == "scripted" and further != 0:
-                counts += scripted_frames(env, args, keys, folder, further or SCRIPTED_CLASSIFIER_EPISODES)
-            report(args, folder, kept, cameras, counts)
-    finally:
-        env.close()
+            env.probe(verdict=not has_device(args.human))
+        with user_errors((ValueError, OSError)):
+            record(env, args, cameras, folder)
+
+
+def record(env, args, cameras, folder):
+    """Look at the environment, then record what the options ask for."""
+    obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
+    print(line)
+    make_writable_dir(folder)
+    recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
+    print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
+    if args.check:
+        return
+    keys, limits = [*cameras, "state"], recording.recording_limits(env, cameras, args.setup_mode)
+    env = beside_human(env, args)
+    kept, counts, further = {}, np.zeros(2, int), args.num_classifier_episodes
+    if not args.classifier_only:
+        kept = record_demos(env, args, keys, limits, folder)
+        recording.write_demos(folder, kept, args.keep_failures)
+        if further != 0:
+            counts += demo_frames(args, folder, [number for number, success in kept.items() if success])
+    elif args.human != "scripted":
+        counts += labelled_frames(env, args, keys, folder)
+    if args.human == "scripted" and further != 0:
+        counts += scripted_frames(env, args, keys, limits, folder, further or SCRIPTED_CLASSIFIER_EPISODES)
+    report(args, folder, kept, cameras, counts)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,20 @@
 Every error is one line: file: transition i: key: got X, wanted Y; what to do.
 """
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pytorch_serl.data.safe_pickle import safe_load
+from pytorch_serl.data.episode_files import is_episode_file, read_episode
+from pytorch_serl.data.safe_pickle import safe_load_all
 
+SHORT = reprlib.Repr()  # of nested values a few: a file of 100 bytes can name one that is terabytes when written out
+SHORT.maxlevel = 2
 NOT_FINITE = "find its source and leave that episode out"
+ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
+LARGEST = float(np.finfo(np.float32).max)  # what a buffer can hold
 
 
 class DataError(ValueError):
@@ -42,16 +48,22 @@ def show(value):
         return f"{value.dtype} array of shape {value.shape}"
     if value is None:
         return "None"
-    text = ascii(value)
+    text = (
+        ascii(value[:40]) if isinstance(value, str) else SHORT.repr(value).encode("ascii", "backslashreplace").decode()
+    )
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
 def show_keys(mapping):
-    return "keys " + ", ".join(sorted(ascii(key) for key in mapping)) if mapping else "no keys"
+    return "keys " + ", ".join(sorted(show_key(key) for key in mapping)) if mapping else "no keys"
+
+
+def show_key(key):
+    return ascii(key) if isinstance(key, (str, bytes)) else show(key)
 
 
 def load_transitions(path):
-    """Return the list of dicts that the pickle `path` holds.
+    """Return the list of dicts that `path` holds: a pickle, several lists one after the other, or an episode file.
 
     Raises DataError (no such file, no list, empty, an item that is no dict), ValueError or UnsafePickleError.
     """
@@ -59,9 +71,9 @@ def load_transitions(path):
     if not Path(path).is_file():
         got = "a folder" if Path(path).is_dir() else "no such file"
         raise place.error("file", got, "a pickle file with a list of transitions", "check the path")
-    transitions = safe_load(path)
-    if not isinstance(transitions, list):
-        raise place.error("file", show(transitions), "a list of transitions", "save one list per file")
+    if is_episode_file(path):
+        return read_episode(path)
+    transitions = _one_list(place, safe_load_all(path))
     if not transitions:
         raise place.error("file", "an empty list", "at least one transition", "record it again or leave it out")
     for index, transition in enumerate(transitions):
@@ -70,6 +82,15 @@ def load_transitions(path):
                 "transition", show(transition), "a dict with 'observations'", "save each transition as a dict"
             )
     return transitions
+
+
+def _one_list(place, values):
+    """The lists of a file's pickles as one; several times pickle.dump into one file writes several."""
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, list):
+            several = f"{len(values)} pickles one after the other, of which no. {number} is a " * (len(values) > 1)
+            raise place.error("file", several + show(value), "a list of transitions", "save one list per file")
+    return values[0] if len(values) == 1 else [item for value in values for item in value]
 
 
 def take(place, transition, key):
@@ -191,7 +212,7 @@ def read_number(place, key, value):
         number = float(value)
     except OverflowError:  # an int beyond any float
         number = np.inf
-    if not np.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise place.error(key, show(value), "a finite number", NOT_FINITE)
     return number
 
@@ -202,3 +223,36 @@ def read_flag(place, key, value, remedy="save it as a bool"):
     if number not in (0.0, 1.0):
         raise place.error(key, f"{number:g}", "0 or 1", remedy)
     return number == 1.0
+
+
+def read_action(place, value):
+    """Return the action as float32 (A,) in [-1, 1]; what rounding put outside is clipped."""
+    if isinstance(value, (list, tuple)):
+        raise place.error("actions", show(value), "a float array (A,)", "save np.asarray(action, np.float32)")
+    action = read_vector(place, "actions", value)
+    outside = np.abs(action) > 1 + ROUNDING
+    if outside.any():
+        entry = int(np.argmax(outside))
+        raise place.error(
+            f"actions[{entry}]",
+            f"{action[entry]:.6g}",
+            "a value in [-1, 1]",
+            "record the normalised action, a gripper as -1 close, 0 hold, 1 open",
+        )
+    return action.clip(-1, 1)
+
+
+def read_penalty(place, item):
+    """Return item['grasp_penalty'], or the one in its infos: 0 or negative, or None where there is none."""
+    key, value = "grasp_penalty", item.get("grasp_penalty")
+    infos = item.get("infos")
+    if value is None and isinstance(infos, dict):
+        key, value = "infos['grasp_penalty']", infos.get("grasp_penalty")
+    if value is None:
+        return None
+    penalty = read_number(place, key, value)
+    if penalty > 0:
+        raise place.error(
+            key, f"{penalty:g}", "0 or negative: it is added to the reward", "flip its sign (HIL-SERL: -0.02)"
+        )
+    return penalty

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pytorch_serl.data import demo_report
+from pytorch_serl.data import demo_report, oddities
 from pytorch_serl.data.actions import (
     SETUP_MODES,
     check_action_dim,
@@ -19,19 +19,21 @@ from pytorch_serl.data.checks import (
     DataError,
     Place,
     load_transitions,
+    read_action,
     read_flag,
     read_number,
     read_observation,
-    read_vector,
-    show,
+    read_penalty,
     take,
 )
+from pytorch_serl.data.episode_files import is_episode_file
 from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
+from pytorch_serl.data.oddities import rewards_of
+from pytorch_serl.data.rewards import SAME, describe, kind_of_rewards
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
 MIN_TO_HOLD_OUT = 5  # episodes; of fewer, each is worth more to training than to validation
-ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Demos:
 
 
 def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -> Demos:
-    """Read one or several demo files or LeRobot datasets (folders, see `load_lerobot`).
+    """Read one or several demo files, LeRobot datasets (folders, see `load_lerobot`), or a run's episodes/*.pkl.gz.
 
     paths: a path or a list of them. image_keys: the cameras to keep; other cameras in the files are dropped.
     setup_mode: one of SETUP_MODES.
@@ -91,9 +93,11 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
             demos = part
             continue
         _check_same_layout(paths[0], demos, path, part)
+        part.warnings += _other_rewards(paths[0], demos, path, part)
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
+    _check_rewards(path, demos.transitions)
     return demos
 
 
@@ -131,6 +135,7 @@ def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[l
 
 def _read_file(path, image_keys, setup_mode):
     raw, remarks = load_recording(path, image_keys, setup_mode)
+    one_episode = is_single(path)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
@@ -141,11 +146,12 @@ def _read_file(path, image_keys, setup_mode):
     has_penalty = _fill_penalties(transitions)
     mismatched = share_frames(transitions)
     episode_ids = _episode_ids(transitions)
-    _check_rewards(path, transitions)
+    if not one_episode:
+        _check_rewards(path, transitions)
     actions = np.stack([transition["actions"] for transition in transitions])  # (N, A)
     check_action_dim(Place(path, 0), actions.shape[1], setup_mode)
     check_not_zero(path, actions, episode_ids)
-    actions, snapped = snap_grippers(path, actions, setup_mode)
+    actions, snapped = snap_grippers(path, actions, setup_mode, one_episode)
     for transition, action in zip(transitions, actions, strict=True):
         transition["actions"] = action
     first_obs = transitions[0]["observations"]
@@ -158,7 +164,7 @@ def _read_file(path, image_keys, setup_mode):
         actions.shape[1],
         setup_mode,
     )
-    demos.warnings = remarks + demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
+    demos.warnings = remarks + oddities.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
     return demos
 
 
@@ -175,28 +181,12 @@ def read_transition(place, item, image_keys, has_state, has_masks):
     result = {
         key: read_observation(place, key, item, image_keys, has_state) for key in ("observations", "next_observations")
     }
-    result["actions"] = _read_action(place, take(place, item, "actions"))
+    result["actions"] = read_action(place, take(place, item, "actions"))
     result["rewards"] = read_number(place, "rewards", take(place, item, "rewards"))
     result["dones"] = read_flag(place, "dones", take(place, item, "dones"))
     result["masks"] = _read_mask(place, item, result["dones"], has_masks)
-    result["grasp_penalty"] = _read_penalty(place, item)
+    result["grasp_penalty"] = read_penalty(place, item)
     return result
-
-
-def _read_action(place, value):
-    if isinstance(value, (list, tuple)):
-        raise place.error("actions", show(value), "a float array (A,)", "save np.asarray(action, np.float32)")
-    action = read_vector(place, "actions", value)
-    outside = np.abs(action) > 1 + ROUNDING
-    if outside.any():
-        entry = int(np.argmax(outside))
-        raise place.error(
-            f"actions[{entry}]",
-            f"{action[entry]:.6g}",
-            "a value in [-1, 1]",
-            "record the normalised action, a gripper as -1 close, 0 hold, 1 open",
-        )
-    return action.clip(-1, 1)
 
 
 def _read_mask(place, item, done, has_masks):
@@ -213,21 +203,6 @@ def _read_mask(place, item, done, has_masks):
             "store 1 - terminated (mask 1 with dones True is a time limit)",
         )
     return float(mask)
-
-
-def _read_penalty(place, item):
-    key, value = "grasp_penalty", item.get("grasp_penalty")
-    infos = item.get("infos")
-    if value is None and isinstance(infos, dict):
-        key, value = "infos['grasp_penalty']", infos.get("grasp_penalty")
-    if value is None:
-        return None
-    penalty = read_number(place, key, value)
-    if penalty > 0:
-        raise place.error(
-            key, f"{penalty:g}", "0 or negative: it is added to the reward", "flip its sign (HIL-SERL: -0.02)"
-        )
-    return penalty
 
 
 def _fill_penalties(transitions):
@@ -292,6 +267,22 @@ def _check_rewards(path, transitions):
             "a reward where the task succeeds",
             "set rewards to 1.0 in the transition that reaches the goal",
         )
+
+
+def _other_rewards(first_path, demos, path, part):
+    """A line where an ordinary step is rewarded otherwise than in the files before: one critic cannot learn both."""
+    if is_single(path) or is_single(first_path):
+        return []
+    first, here = (kind_of_rewards(d.transitions, d.episode_ids) for d in (demos, part))
+    if first.shaped == here.shaped and (first.shaped or abs(first.ordinary - here.ordinary) <= SAME):
+        return []
+    texts = [describe(k, rewards_of(d)) for k, d in ((here, part), (first, demos))]
+    return [f"{path}: rewards: {texts[0]}; in {first_path}: {texts[1]}; one scale is wanted throughout"]
+
+
+def is_single(path):
+    """Whether `path` is an episode file of a run: one episode, which may have failed."""
+    return not os.path.isdir(path) and is_episode_file(path)
 
 
 def _check_same_layout(first_path, demos, path, part):

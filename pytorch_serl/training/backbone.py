@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pytorch_serl.data.safe_pickle import safe_load
 from pytorch_serl.hil_serl.names import flatten, resnet10_state
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.utils.files import atomic_write, load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, save_checkpoint, uncompiled
 
 PUBLISHED_URL = "https://github.com/rail-berkeley/serl/releases/download/resnet10/resnet10_params.pkl"
 PUBLISHED_PATH = Path("~/.serl/resnet10_params.pkl")
@@ -43,23 +42,47 @@ def find_backbone(
     Raises ValueError for a file that does not fit, DownloadError.
     """
     if path is not None:
-        path = Path(path).expanduser()
+        path = _at_home(path)
         if not path.is_file():
             raise ValueError(
                 f"{path}: no such backbone file; wanted HIL-SERL's resnet10_params.pkl or a .pt of this project"
             )
         return read_backbone(path)
-    published = PUBLISHED_PATH.expanduser()
-    if download and not published.is_file():
+    published, note = _readable(PUBLISHED_PATH)
+    if download and published is None:
+        published = _at_home(PUBLISHED_PATH)
         download_published(published, PUBLISHED_URL)
-    if published.is_file():
+    if published is not None:
         return read_backbone(published)
-    if own is not None and Path(own).expanduser().is_file():
-        return read_backbone(Path(own).expanduser())
+    mine, own_note = _readable(own) if own is not None else (None, "")
+    if mine is not None:
+        resnet, line = read_backbone(mine)
+        return resnet, line + note
     return None, (
         "backbone: random, frozen. WARNING: learning from images is much slower with it. Run with --download_backbone "
-        f"once, or put {PUBLISHED_URL} at {published}"
+        f"once, or put {PUBLISHED_URL} at {PUBLISHED_PATH if note else _at_home(PUBLISHED_PATH)}" + note + own_note
     )
+
+
+def _at_home(path: str | os.PathLike) -> Path:
+    """The path with its ~ replaced. Raises ValueError where nobody knows the home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; set HOME, or give the file with --backbone and its whole path") from None
+
+
+def _readable(path: str | os.PathLike) -> tuple[Path | None, str]:
+    """The path of an optional file that can be read, or None; and a line where it could not be looked at."""
+    try:
+        path = _at_home(path)
+        if not path.is_file():
+            return None, ""
+        open(path, "rb").close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return None, f"\nbackbone: {path} cannot be read and counts as not there ({reason})"
+    return path, ""
 
 
 def read_backbone(path: str | os.PathLike) -> tuple[ResNet10, str]:
@@ -69,7 +92,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[ResNet10, str]:
         content = load_checkpoint(path)
         if content.get("kind") != "backbone" or not isinstance(content.get("state"), dict):
             raise ValueError(f"{path}: not a backbone file (its kind is {content.get('kind')!r})")
-        state, line = content["state"], f"backbone: {content.get('source')} ({path})"
+        state, line = uncompiled(content["state"]), f"backbone: {content.get('source')} ({path})"
     else:
         content = _load_dict(path)
         try:
@@ -100,9 +123,8 @@ def _load_dict(path: Path) -> dict[str, Any]:
 
 def save_backbone(path: str | os.PathLike, resnet: ResNet10, source: str) -> None:
     """Write a backbone that `find_backbone` reads; `source` says in words where its weights come from."""
-    state = {k: v.detach().cpu().contiguous() for k, v in resnet.state_dict().items()}
-    with atomic_write(path) as file:
-        torch.save({"kind": "backbone", "state": state, "source": source}, file)
+    state = {k: v.detach().cpu().contiguous() for k, v in uncompiled(resnet.state_dict()).items()}
+    save_checkpoint(path, {"kind": "backbone", "state": state, "source": source})
 
 
 def download_published(path: str | os.PathLike, url: str = PUBLISHED_URL) -> None:
@@ -110,7 +132,7 @@ def download_published(path: str | os.PathLike, url: str = PUBLISHED_URL) -> Non
 
     Raises DownloadError when they cannot be reached, ValueError when what came is something else.
     """
-    path = Path(path).expanduser()
+    path = _at_home(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

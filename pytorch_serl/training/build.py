@@ -13,10 +13,11 @@ from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.data.rewards import return_bounds
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.scaling.torchrun import SharedStep
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.robot import Robot, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
@@ -76,16 +77,6 @@ def restore_agent(content: dict[str, Any], device: torch.device | str, source: s
     return agent
 
 
-def shared_update(agent: SACAgent) -> SharedStep:
-    """`agent.update`, taken by all processes of torchrun together."""
-    return SharedStep(agent.update, (agent.online, agent.actor, agent.temperature), agent.state_dict)
-
-
-def make_shared_update(state: dict[str, Any], device: torch.device) -> SharedStep:
-    """`shared_update` in the other processes, from the first one's `state_dict()`."""
-    return shared_update(restore_agent(state, device, "process 0"))
-
-
 def q_range(demos: Demos) -> tuple[float, float] | None:
     """(0, 1) where the only reward is 1 on success, which ends the episode: no return can leave that range."""
     sparse = all(t["rewards"] == 0.0 or (t["rewards"] == 1.0 and t["masks"] == 0.0) for t in demos.transitions)
@@ -100,11 +91,10 @@ def all_solved(demos: Demos) -> bool:
 
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
     """Alarms that know the demos' rewards and gripper commands."""
-    rewards = max(t["rewards"] for t in demos.transitions)
-    max_return = 1.0 if q_range(demos) else max(rewards, 0.0) / max(1 - agent.discount, 1e-3)
+    min_return, max_return = q_range(demos) or return_bounds(demos.transitions, agent.discount)
     columns = gripper_columns(demos.action_dim, demos.setup_mode)
     commands = {int(command) for t in demos.transitions for command in t["actions"][columns]}
-    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands)
+    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands, min_return)
 
 
 def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:
@@ -145,7 +135,8 @@ def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]]) -> list[
     """The transitions of an episode file (`read_episode`) as a buffer takes them; each frame is encoded once."""
     transitions = []
     for i, record in enumerate(recorded):
-        obs = transitions[-1]["next_observations"] if i else to_storage(agent, record["observations"], views=1)
+        follows = i and record["observations"] is recorded[i - 1]["next_observations"]  # no step between is left out
+        obs = transitions[-1]["next_observations"] if follows else to_storage(agent, record["observations"], views=1)
         next_obs = to_storage(agent, record["next_observations"], views=1)
         transitions.append(record | {"observations": obs, "next_observations": next_obs})
     return transitions
@@ -197,8 +188,10 @@ def constructor_args(words: list[str]) -> dict[str, Any]:
     return settings
 
 
-def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> gym.Env:
-    """The environment of a Gymnasium id (`package:Id` included) or short name; the built-in one takes the setup mode.
+def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> Robot:
+    """The environment of a Gymnasium id (`package:Id` included) or short name, in a `Robot`; who makes it closes it.
+
+    The built-in one takes the setup mode.
 
     Args:
         settings: further arguments of its constructor.
@@ -206,7 +199,7 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
     """
     settings = ({"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}) | (settings or {})
     try:
-        return gym.make(env_id(name), **settings)
+        return Robot(gym.make(env_id(name), **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
         raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
 
@@ -214,10 +207,20 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
 def side_by_side(env: gym.Env, name: str, setup_mode: str) -> list[gym.Env]:
     """The environment that `make_env` made, and of the built-in task more alike: an evaluation's episodes at once.
 
+    They have the first one's rate and limit, and are the caller's to close.
+
     A CPU takes a third less for the frames of ten observations together.
     """
-    more = EVAL_ENVS - 1 if env_id(name) == BUILT_IN_ENV else 0
-    return [env, *(make_env(name, setup_mode) for _ in range(more))]
+    envs = [env]
+    try:
+        while len(envs) < EVAL_ENVS and env_id(name) == BUILT_IN_ENV:
+            envs.append(make_env(name, setup_mode))
+            for robot, like in zip(robots_in(envs[-1]), robots_in(env)):
+                robot.control_hz, robot.limit = like.control_hz, like.limit
+    except BaseException:
+        close_robots(envs[1:])
+        raise
+    return envs
 
 
 def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:

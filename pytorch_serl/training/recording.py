@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pytorch_serl.data.actions import num_arms, num_grippers
+from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
 from pytorch_serl.networks.resnet import IMAGE_SIZE
-from pytorch_serl.training.pace import Pace
-from pytorch_serl.training.rewards import executed_action, succeeded
+from pytorch_serl.training.limits import Limits, Moment
+from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.utils.files import atomic_write
 
 DEMOS, FAILED, CLASSES = "demos.pkl", "failed_demos.pkl", ("failure", "success")  # of CLASSES, index = label
@@ -33,7 +33,15 @@ Act = Callable[[], np.ndarray]
 # ---------------------------------------------------------------- episodes
 
 
-def record_episode(env: gym.Env, act: Act, writer: EpisodeWriter, number: int, seed: int, pace: Pace) -> str:
+def recording_limits(env: gym.Env, cameras: list[str], setup_mode: str) -> Limits:
+    """The limits of a demo file for this environment, whose spaces `check_spaces` has seen."""
+    spaces, size = env.observation_space.spaces, env.action_space.shape[0]
+    state_dim = spaces["state"].shape[0] if "state" in spaces else 0
+    columns = tuple(gripper_columns(size, setup_mode))
+    return Limits({key: spaces[key].shape for key in cameras}, state_dim, size, columns)
+
+
+def record_episode(env: gym.Env, act: Act, limits: Limits, writer: EpisodeWriter, number: int, seed: int) -> str:
     """Record one episode, seeded `seed`, every step on disk as it comes.
 
     Args:
@@ -41,29 +49,20 @@ def record_episode(env: gym.Env, act: Act, writer: EpisodeWriter, number: int, s
             `info["discard"]` that the episode is to be thrown away.
         act: the action of who steers; where a human does, one that stands still.
     Returns: "success", "failure" or "discarded"; of the last, no file is left.
-    Raises ContractError for what the contract with the environment excludes.
+    Raises ContractError for what the contract with the environment excludes; that step is not recorded.
     """
     obs, _ = env.reset(seed=seed)
-    pace.restart()
-    pace.observed()
+    limits.observation(Moment(f"recorded episode {number}"), "observation", obs)
     writer.start(number, obs)
-    over = False
+    over, steps = False, 0
     while not over:
         action = act()
-        pace.keep()
-        obs, reward, terminated, truncated, info = env.step(action.copy())
-        pace.observed()
-        if "intervene_action" in info:
-            pace.restart()  # a human takes the time that he needs
-        over = bool(terminated or truncated or info.get("discard"))
-        step = {
-            "actions": executed_action(info, action),
-            "rewards": float(reward),
-            "masks": 1.0 - float(terminated),
-            "dones": over,
-            "grasp_penalty": float(info.get("grasp_penalty", 0.0)),
-        }
+        result = env.step(action)
+        step, _ = limits.step(Moment(f"recorded episode {number}", steps), action, result)
+        obs, *_, info = result
+        step["dones"] = over = step["dones"] or bool(info.get("discard"))
         writer.add(step | ({"succeed": float(succeeded(info))} if over else {}), obs)
+        steps += 1
     if info.get("discard"):
         writer.path.unlink()
         return "discarded"
@@ -135,7 +134,7 @@ def more_success(
             action[:, -1] = 0.0
         obs, _, _, _, info = task.step(action.astype(np.float32).ravel())
         if info["succeed"]:
-            frames.append({key: obs[key] for key in keys})
+            frames.append({key: obs[key] for key in keys if key in obs})
         if len(frames) == SUCCESS_FRAMES - 1:
             break
     return frames
@@ -154,7 +153,7 @@ def failed_frames(env: gym.Env, keys: list[str], setup_mode: str, rng: np.random
             break
         frames.append(obs)
     chosen = frames[-FAILURE_FRAMES:] if near else some(frames, rng, FAILURE_FRAMES)
-    return [{key: frame[key] for key in keys} for frame in chosen]
+    return [{key: frame[key] for key in keys if key in frame} for frame in chosen]
 
 
 def _drifting(shape: tuple[int, ...], setup_mode: str, rng: np.random.Generator) -> Iterator[np.ndarray]:

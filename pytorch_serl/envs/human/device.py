@@ -12,6 +12,7 @@ the end.
 """
 
 import importlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,11 @@ def _checked(reading: Any, shape: tuple[int, ...]) -> np.ndarray:
     if action.shape != shape or not (np.abs(action) <= 1).all():
         raise ValueError(f"the device's action is {action}; wanted {shape} numbers in [-1, 1]")
     return action
+
+
+def terminal_keys() -> keyboard.Terminal | None:
+    """The keys of the terminal that the program was started in, if it was started in one."""
+    return keyboard.Terminal() if sys.stdin.isatty() else None
 
 
 def load_device(name: str) -> Callable[[gym.Env], Any]:

@@ -70,7 +70,7 @@ class Human(gym.Wrapper):
         command = self._command()
         if command is not None:
             action = command
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(np.array(action))  # a copy: it may be changed there
         if command is not None:
             info = info | {"intervene_action": command}
         if self.judge == "alone":
@@ -101,6 +101,10 @@ class Human(gym.Wrapper):
 
     def _name(self) -> str:
         return "arm" if self.arms == 1 else ("left arm", "right arm")[self.arm]
+
+    def close(self):
+        self.env.close()
+        getattr(self.device, "close", lambda: None)()
 
     # ---------------------------------------------------------------- what a device adds
 
