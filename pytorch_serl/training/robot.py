@@ -166,8 +166,8 @@ class CameraWatch:
         if key not in self.raised:
             self.raised.add(key)
             tqdm.write(
-                f"ALARM: camera {key!r}: {text}, while the arm is commanded to move: has the camera stopped, or the "
-                "robot? Stop the run (Ctrl-C saves), mend it, go on with --resume"
+                f"ALARM: camera {key!r}: {text}, while the arm is commanded to move: has the camera stopped, or does "
+                "the robot not move? Unless an arm stands at its limit: stop (Ctrl-C saves), mend it, --resume"
             )
 
 
