@@ -26,6 +26,7 @@ from pytorch_serl.training import build, recording
 from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
 from pytorch_serl.training.recording import RECORD_SEED
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
+from pytorch_serl.training.view import View, add_view_arguments, viewed
 
 SCRIPTED_CLASSIFIER_EPISODES = 40
 SCENES_APART = (
@@ -53,6 +54,7 @@ def parse_args(argv=None):
         "--control_hz", type=float, help="environment steps per second to keep; default: the environment's"
     )
     who.add_argument("--seed", type=int, default=0)
+    add_view_arguments(who)
     what = parser.add_argument_group("what is recorded")
     what.add_argument("--num_demos", type=int, default=20, help="successful episodes")
     what.add_argument("--keep_failures", action="store_true", help="write failed_demos.pkl, too")
@@ -129,7 +131,7 @@ def record_demos(env, args, keys, limits, folder):
     with tqdm(total=args.num_demos, initial=sum(kept.values()), unit="demo", desc="recording") as bar:
         while sum(kept.values()) < args.num_demos:
             if has_device(args.human):
-                env.wait_until_ready()
+                env.get_wrapper_attr("wait_until_ready")()
             act, seed = steering(env, args, number), RECORD_SEED + args.seed * 100_000 + number
             outcome = recording.record_episode(env, act, limits, writer, number, seed)
             failures = 0 if outcome == "success" else failures + 1
@@ -193,7 +195,7 @@ def labelled_frames(env, args, keys, folder):
         if scene in there:
             continue
         if has_device(args.human):
-            env.wait_until_ready()
+            env.get_wrapper_attr("wait_until_ready")()
         obs, _ = env.reset(seed=RECORD_SEED + args.seed * 100_000 + 2 * SCENES_APART + scene)
         frames, over = ([], []), False
         while not over:
@@ -246,21 +248,30 @@ def main(argv=None):
             print_settings(vars(args))
             cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
             env.probe(verdict=not has_device(args.human))
+            view = View(args.view, args.view_host) if args.view is not None else None
+            if view:
+                at_the_end.callback(view.close)
         with user_errors((ValueError, OSError)):
-            record(env, args, cameras, folder)
+            if not look(env, args, cameras, folder):
+                return
+            env = beside_human(env, args)
+            at_the_end.callback(env.close)  # the device, too; the environment below it is closed once
+            record(viewed(env, view), args, cameras, folder)
 
 
-def record(env, args, cameras, folder):
-    """Look at the environment, then record what the options ask for."""
+def look(env, args, cameras, folder):
+    """Show the environment's rate and cameras; returns whether there is more to do."""
     obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
     print(line)
     make_writable_dir(folder)
     recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
     print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
-    if args.check:
-        return
+    return not args.check
+
+
+def record(env, args, cameras, folder):
+    """Record what the options ask for."""
     keys, limits = [*cameras, "state"], recording.recording_limits(env, cameras, args.setup_mode)
-    env = beside_human(env, args)
     kept, counts, further = {}, np.zeros(2, int), args.num_classifier_episodes
     if not args.classifier_only:
         kept = record_demos(env, args, keys, limits, folder)

@@ -14,6 +14,7 @@ from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.frames import read_classifier_frames
 from pytorch_serl.envs.tabletop import task
 from pytorch_serl.training import recording
+from pytorch_serl.training.robot import Robot
 from tests.runs import FIXED, LEARNED, ROOT, command, record, refused
 
 SMALL = {"env_args": "image_size=16"}
@@ -92,7 +93,7 @@ class Failing(gym.Wrapper):
 
 def test_failures_are_kept_apart(tmp_path, monkeypatch):
     make = record_demos.build.make_env
-    monkeypatch.setattr(record_demos.build, "make_env", lambda *args: Failing(make(*args)))
+    monkeypatch.setattr(record_demos.build, "make_env", lambda *args: Robot(Failing(make(*args).env)))
     path = record(FIXED, tmp_path, num_demos=2, num_classifier_episodes=0, keep_failures=True, **SMALL)
     good, bad = read_demos(path, "image", FIXED), pickle.loads((tmp_path / "failed_demos.pkl").read_bytes())
     assert len(np.unique(good.episode_ids)) == 2 and sum(t["rewards"] for t in good.transitions) == 2

@@ -227,7 +227,7 @@ def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
     """The environment for training: with the human beside it, or as it is where it has a human of its own."""
     if human == "env":
         return env
-    if human in ("keyboard", "gamepad"):
+    if human != "scripted":
         return env.steered()
     from pytorch_serl.envs.human.scripted import ScriptedHuman
 

@@ -4,6 +4,7 @@ The control loop only leaves its newest frames here; compressing and sending is 
 and camera, which skips what it is too slow for. Without a browser nothing is compressed.
 """
 
+import argparse
 import html
 import io
 import json
@@ -68,6 +69,7 @@ class View:
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        print(f"cameras: http://{'localhost' if host == HOST else host}:{self.port}", flush=True)
 
     def show(self, frames: dict[str, np.ndarray], status: dict[str, Any]) -> None:
         """Replace what is shown: frames uint8 (H, W, 3) by name, and a line of status entries."""
@@ -84,6 +86,24 @@ class View:
             self.news.notify_all()
         self.server.shutdown()
         self.server.server_close()
+
+
+def add_view_arguments(group: argparse._ArgumentGroup) -> None:
+    """--view and --view_host."""
+    group.add_argument(
+        "--view",
+        type=int,
+        metavar="PORT",
+        help="show the cameras live on http://localhost:PORT, for a browser here or by `ssh -L PORT:localhost:PORT`",
+    )
+    group.add_argument("--view_host", default=HOST, help="0.0.0.0: other machines may look, too, and nobody is asked")
+
+
+def viewed(env: gym.Env, view: View | None) -> gym.Env:
+    """The environment, shown on `view` if there is one; of several only the first."""
+    if view is None:
+        return env
+    return [Viewed(env[0], view), *env[1:]] if isinstance(env, list) else Viewed(env, view)
 
 
 class _Handler(BaseHTTPRequestHandler):

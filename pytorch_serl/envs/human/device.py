@@ -100,7 +100,10 @@ class DeviceHuman(Human):
         self._hear(self._wait_for({"success", "failure"}))
 
     def _wait_for_go(self):
-        self._wait_for({"go", "success"})
+        if self.keys is None:
+            self.say("no terminal to say so in: it goes on")
+        else:
+            self._wait_for({"go", "success"})
 
     def _forget(self):
         self._read()
