@@ -65,7 +65,7 @@ class Cameras:
 
     def __init__(self, model, data, names, size, option=None):
         mujoco = import_mujoco()
-        self.data, self.names, self._option = data, dict(names), option
+        self.model, self.data, self.names, self._option = model, data, dict(names), option
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         model.vis.quality.offsamples = 0
         self._renderer = mujoco.Renderer(model, size, size)
