@@ -58,7 +58,7 @@ TASKS = {
     "Door": Task(
         "single-arm-fixed-gripper",
         80,
-        {"image": ("agentview", (0.0, -1.2, 1.5), (-0.1, 0.0, 1.05), 35), "wrist": WRIST},
+        {"image": ("agentview", (0.35, 0.55, 1.5), (-0.12, -0.27, 1.05), 30), "wrist": WRIST},
         {"object": "Door_latch", "door": "Door_door"},
         experts.DoorExpert,
     ),
@@ -178,8 +178,8 @@ class RobosuiteEnv(gym.Env):
         """What no policy may see: the truth, for the expert and for tests.
 
         Returns a dict: per arm `tip` (A, 3) in m, `turn` (A, 3), the rotation vector from the nominal orientation,
-        and `rotation` (A, 3, 3); `opening` (A,) in m, `open` (A,), what the grippers were told, and `held` (A,),
-        whether what they have to hold is between their fingers; and the task's bodies (`Task.bodies`), each a pair
+        and `rotation` (A, 3, 3); `opening` (A,) in m and `grip` (A,), where the fingers' motors pull them to; `open`
+        (A,), what the grippers were told, and `held` (A,), whether what they have to hold is between their fingers; and the task's bodies (`Task.bodies`), each a pair
         of position (3,) in m and rotation (3, 3); for the door `hinge` and `latch` in rad.
         """
         truth: dict[str, Any] = {
@@ -188,6 +188,7 @@ class RobosuiteEnv(gym.Env):
             "turn": np.stack([self._turn(arm) for arm in range(self.num_arms)]),
             "home": self._home[1].copy(),
             "opening": np.array([self._opening(arm) for arm in range(self.num_arms)]),
+            "grip": np.array([self._grip(arm) for arm in range(self.num_arms)]),
             "open": self._open.copy(),
             "held": np.array([self._holds(arm) for arm in range(self.num_arms)]),
         }
@@ -238,6 +239,11 @@ class RobosuiteEnv(gym.Env):
             return 0.0
         fingers = self._data.qpos[self._sim.robots[arm]._ref_gripper_joint_pos_indexes["right"]]
         return float(fingers[0] - fingers[1])
+
+    def _grip(self, arm):
+        if self.task == "TwoArmPegInHole":
+            return 0.0
+        return float(self._sim.robots[arm].gripper["right"].current_action[0] + 1) / 2 * MAX_OPENING
 
     def _holds(self, arm):
         if not self.learned_gripper or self._open[arm]:

@@ -65,26 +65,24 @@ class CanExpert(ArmExpert):
         can, tip, turn = truth["object"][0], truth["tip"][0], upright(truth, 0, 0)
         aside = np.abs(self.PLACE - can[:2])
         placed, still = bool((aside < self.HALF).all()), np.zeros(3)
-        leave = self.AWAY / SPEED + 1
-        if truth["held"][0]:
-            lower = steps_to_reach(max(can[2] - self.DROP, 0), 0.005, SPEED, GAIN) + 3 + leave
-            if placed and can[2] < self.DROP:
-                return [(still, turn, 1)], 3 + leave
-            if placed:
-                return [(np.array([*(self.PLACE - can[:2]), -0.1]), turn, 0)], lower
-            carry = steps_to_reach((aside - self.HALF).max(), 0.01, SPEED, GAIN)
-            fall = (self.CARRY - self.DROP) / SPEED + 3 + leave
-            if can[2] < self.CARRY - 0.02:
-                return [(0.1 * UP, turn, 0)], (self.CARRY - can[2]) / SPEED + carry + fall
-            return [(np.array([*(self.PLACE - can[:2]), self.CARRY - can[2]]), turn, 0)], carry + fall
-        if placed and can[2] < self.DROP + 0.05:
-            far = np.linalg.norm(tip - can)
-            if truth["open"][0]:
-                return [(0.1 * UP, still, 0)], max(self.AWAY - far, 0) / SPEED + 1
-            return [(still, still, 1)], 3 + leave
-        after = (self.CARRY - 0.86) / SPEED + steps_to_reach(0.45, 0.01, SPEED, GAIN) + 0.1 / SPEED + 3 + leave
-        arm, steps = pick(truth, 0, can + 0.015 * UP, turn, width=0.04)
-        return [arm], steps + after
+        fingers = min(truth["opening"][0], truth["grip"][0])  # what they are told comes up from nothing first
+        leave, loosen = self.AWAY / SPEED + 1, max(WIDE - fingers, 0) / FINGER_SPEED
+        if placed and can[2] < self.DROP:
+            if not truth["open"][0]:
+                return [(still, turn, 1)], 1 + loosen + leave
+            if loosen:  # the can would come along
+                return [(still, turn, 0)], loosen + leave
+            return [(0.1 * UP, turn, 0)], max(self.AWAY - np.linalg.norm(tip - can), 0) / SPEED + 1
+        after = 9 + leave + (self.CARRY - self.DROP) / SPEED + steps_to_reach((aside - self.HALF).max(), 0.01, SPEED, GAIN)
+        rise = max(self.CARRY - 0.02 - can[2], 0) / SPEED
+        if not truth["held"][0]:
+            arm, steps = pick(truth, 0, can + 0.015 * UP, turn, width=0.04)
+            return [arm], steps + rise + after
+        if placed:
+            return [(np.array([*(self.PLACE - can[:2]), -0.1]), turn, 0)], (can[2] - self.DROP) / SPEED + 9 + leave
+        if rise:
+            return [(0.1 * UP, turn, 0)], rise + after
+        return [(np.array([*(self.PLACE - can[:2]), self.CARRY - can[2]]), turn, 0)], after
 
 
 class PotExpert(ArmExpert):
@@ -107,7 +105,7 @@ class PotExpert(ArmExpert):
             held = truth["held"][arm]
             arms.append((np.zeros(3), np.zeros(3), 0) if held else way)
             steps.append(0 if held else left)
-        return arms, max(steps) + 0.11 / (0.8 * SPEED) + 1
+        return arms, max(steps) + max(self.LIFTED - pot[2], 0) / (0.8 * SPEED)
 
 
 class PegExpert(ArmExpert):
@@ -125,48 +123,66 @@ class PegExpert(ArmExpert):
         normal = normal * np.sign(normal @ self.DIRECTION)
         turns = turn_to(peg_axes[:, 2], self.DIRECTION), turn_to(normal, self.DIRECTION)
         angle = max(np.linalg.norm(turn) for turn in turns)
-        back = (centre - peg) @ self.DIRECTION  # m, the peg's centre before the hole's
-        aside = np.linalg.norm(centre - peg - back * self.DIRECTION)
-        before, go_in = centre - self.BEFORE * self.DIRECTION, (self.BEFORE - 0.13) / SPEED
+        back, aside = self._split(centre - peg)
+        before, near = centre - self.BEFORE * self.DIRECTION, back < self.IN + 0.06
         if angle > self.OPEN_ANGLE:
             goal = before + self.APART
-            steps = steps_to_reach(angle, self.OPEN_ANGLE, TURN_SPEED, 0.3) + 0.2 / SPEED + go_in
-        elif aside > (0.02 if back > self.IN + 0.06 else 0.04):
-            goal = before if back > self.IN + 0.06 else peg - (self.BEFORE - back) * self.DIRECTION
-            steps = steps_to_reach(aside, 0.02, SPEED, GAIN) + max(self.BEFORE - back, 0) / SPEED + go_in
+        elif aside > (0.04 if near else 0.02):
+            goal = peg - (self.BEFORE - back) * self.DIRECTION if near else before
         else:
-            goal, steps = centre - self.IN * self.DIRECTION, max(back - 0.13, 0) / SPEED
-        return [(goal - peg, turns[0], None), (self.MEET - centre, turns[1], None)], steps
+            goal = centre - self.IN * self.DIRECTION
+        arms = [(goal - peg, turns[0], None), (self.MEET - centre, turns[1], None)]
+        if angle <= self.OPEN_ANGLE and aside <= (0.04 if near else 0.02):
+            return arms, max(back - 0.13, 0) / SPEED
+        # the peg turns about the hand: where it will be from where the hole will be
+        steps = self._way(*self._split(self.MEET - (peg - 0.13 * peg_axes[:, 2]) - 0.13 * self.DIRECTION))
+        if angle > self.OPEN_ANGLE:
+            turning = steps_to_reach(angle, self.OPEN_ANGLE, TURN_SPEED, 0.3)
+            steps = max(steps, turning + self._way(self.BEFORE, np.linalg.norm(self.APART)))
+        return arms, steps
+
+    def _split(self, way):
+        """A way (3,) in m along the direction, and what is left aside."""
+        along = way @ self.DIRECTION
+        return along, np.linalg.norm(way - along * self.DIRECTION)
+
+    def _way(self, back, aside):
+        """Steps from there into the hole."""
+        off = max(self.BEFORE - back, 0) / SPEED if back < self.IN + 0.06 else 0
+        return off + steps_to_reach(aside, 0.02, SPEED, GAIN) + (self.BEFORE - 0.13) / SPEED
 
 
 class DoorExpert(ArmExpert):
-    """Puts the open fingers over the lever, presses it down with the palm, and pulls the door open."""
+    """Comes over the lever at a slant with open fingers, one of them behind it, presses it down, and pulls."""
 
-    GRIP = np.array([0.11, -0.1, 0.0])  # m, near the lever's end, in the latch's frame
-    OVER, PALM = 0.06, -0.025  # m, the tool above the lever's middle: fingertips clear of it; palm on it
-    FREE, LATCHED = 1.0, 0.03  # rad, the lever turned so far frees the door; the hinge then
-    OPEN = 0.3  # rad, robosuite's rule
+    GRIP = np.array([0.095, -0.1, 0.0])  # m, near the lever's end, in the latch's frame
+    SLANT = np.array([-np.pi / 4, 0.0, 0.0])  # rad, from upright
+    POINTING = np.array([0.0, -1.0, -1.0]) / np.sqrt(2)  # of the fingers then
+    BEFORE, CLEAR = 0.07, 0.05  # m, the fingertips before the lever: where the expert lines up; where they are clear
+    LINED_UP, FITS, HOOKED = 0.012, 0.025, 0.12  # m aside of the lever; from it, once it turns
+    FREE = 1.0  # rad, the lever lets the door go
+    AJAR, OPEN, REACH = 0.04, 0.3, 0.33  # rad of the hinge; robosuite's rule; m from the hinge to the lever
 
     def _plan(self, truth):
         latch, axes = truth["object"]
-        lever = latch + axes @ self.GRIP
-        away, turn = lever - truth["tip"][0], upright(truth, 0, 0)
-        error, height = np.abs(away[:2]).max(), -away[2]
-        press, pull = abs(truth["latch"]), truth["hinge"]
-        steps_pull = max(self.OPEN - pull, 0) * 0.33 / SPEED
-        steps_press = max(self.FREE - press, 0) * 0.11 / SPEED * (pull < self.LATCHED)
-        down = (self.OVER - self.PALM) / SPEED
-        if error > (0.016 if height > self.OVER - 0.02 else 0.03) or truth["opening"][0] < WIDE:
-            move = np.array([*away[:2] * (height > self.OVER - 0.02), self.OVER + 0.01 - height])
-            steps = steps_to_reach(error, 0.016, SPEED, GAIN) + down + steps_press + steps_pull
-        elif height > self.PALM + 0.01:
-            move = np.array([*away[:2], self.PALM - 0.02 - height])
-            steps = (height - self.PALM) / SPEED + steps_press + steps_pull
-        elif press < self.FREE and pull < self.LATCHED:
-            move, steps = np.array([*away[:2], -0.06]), steps_press + steps_pull
-        else:
-            move, steps = np.array([away[0], 0.06, -0.02]), steps_pull
-        return [(move, turn, None)], steps
+        away = latch + axes @ self.GRIP - truth["tip"][0]
+        turn = slanted(truth, 0, self.SLANT)
+        before = away @ self.POINTING
+        error, angle = np.abs(away - before * self.POINTING).max(), np.linalg.norm(turn)
+        press = max(self.FREE - abs(truth["latch"]), 0) * (truth["hinge"] < self.AJAR)
+        left = press * 0.11 / SPEED + max(self.OPEN - truth["hinge"], 0) * self.REACH / SPEED
+        clear = before > self.CLEAR - 0.02
+        hooked = max(abs(truth["latch"]) / 0.1, truth["hinge"] / self.AJAR) > 1 and np.linalg.norm(away) < self.HOOKED
+        if not hooked and (error > (self.LINED_UP if clear else self.FITS) or angle > (0.15 if clear else 0.4)):
+            move = away - self.BEFORE * self.POINTING if clear else (before - self.BEFORE) * self.POINTING
+            line_up = steps_to_reach(error, self.LINED_UP, SPEED, GAIN)
+            line_up = max(line_up, steps_to_reach(angle, 0.15, TURN_SPEED, 0.3), (self.BEFORE - before) / SPEED)
+            return [(move, turn, None)], line_up + self.BEFORE / SPEED + left
+        if not hooked and before > 0.01:
+            return [(away + 0.02 * self.POINTING, turn, None)], before / SPEED + left
+        if press:
+            return [(np.array([away[0], 0.0, -0.06]), turn, None)], left
+        return [(np.array([away[0], 0.06, 0.0]), turn, None)], left
 
 
 def pick(truth, arm, target, turn, width, depth=0.008):
@@ -226,8 +242,12 @@ def _quarter(angle):
 
 def upright(truth, arm, yaw):
     """The rotation vector (3,) in rad that brings the tool from where it is to its nominal pose, turned by `yaw`."""
-    present = rotation_matrix(truth["turn"][arm])
-    return rotation_vector(rotation_matrix(yaw * UP) @ present.T)
+    return slanted(truth, arm, yaw * UP)
+
+
+def slanted(truth, arm, wanted):
+    """The same to the nominal pose turned by the rotation vector `wanted` (3,)."""
+    return rotation_vector(rotation_matrix(wanted) @ rotation_matrix(truth["turn"][arm]).T)
 
 
 def turn_to(first, second):
