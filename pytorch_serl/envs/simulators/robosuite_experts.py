@@ -172,7 +172,8 @@ class DoorExpert(ArmExpert):
         press = max(self.FREE - abs(truth["latch"]), 0) * (truth["hinge"] < self.AJAR)
         left = press * 0.11 / SPEED + max(self.OPEN - truth["hinge"], 0) * self.REACH / SPEED
         clear = before > self.CLEAR - 0.02
-        hooked = max(abs(truth["latch"]) / 0.1, truth["hinge"] / self.AJAR) > 1 and np.linalg.norm(away) < self.HOOKED
+        hooked = max(abs(truth["latch"]) / 0.1, truth["hinge"] / self.AJAR) > 1 and not clear
+        hooked = hooked and np.linalg.norm(away) < self.HOOKED
         if not hooked and (error > (self.LINED_UP if clear else self.FITS) or angle > (0.15 if clear else 0.4)):
             move = away - self.BEFORE * self.POINTING if clear else (before - self.BEFORE) * self.POINTING
             line_up = steps_to_reach(error, self.LINED_UP, SPEED, GAIN)
