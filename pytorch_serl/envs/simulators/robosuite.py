@@ -179,14 +179,14 @@ class RobosuiteEnv(gym.Env):
 
         Returns a dict: per arm `tip` (A, 3) in m, `turn` (A, 3), the rotation vector from the nominal orientation,
         and `rotation` (A, 3, 3); `opening` (A,) in m and `grip` (A,), where the fingers' motors pull them to; `open`
-        (A,), what the grippers were told, and `held` (A,), whether what they have to hold is between their fingers; and the task's bodies (`Task.bodies`), each a pair
-        of position (3,) in m and rotation (3, 3); for the door `hinge` and `latch` in rad.
+        (A,), what the grippers were told, and `held` (A,), whether what they have to hold is between their fingers;
+        and the task's bodies (`Task.bodies`), each a pair of position (3,) in m and rotation (3, 3); for the door
+        `hinge` and `latch` in rad.
         """
         truth: dict[str, Any] = {
             "tip": np.stack([self._tip(arm) for arm in range(self.num_arms)]),
             "rotation": np.stack([self._rotation(arm) for arm in range(self.num_arms)]),
             "turn": np.stack([self._turn(arm) for arm in range(self.num_arms)]),
-            "home": self._home[1].copy(),
             "opening": np.array([self._opening(arm) for arm in range(self.num_arms)]),
             "grip": np.array([self._grip(arm) for arm in range(self.num_arms)]),
             "open": self._open.copy(),

@@ -45,7 +45,7 @@ class LiftExpert(ArmExpert):
 
     def _plan(self, truth):
         cube, rotation = truth["object"]
-        tip, after = truth["tip"][0], steps_to_reach(0.05, 0.01, SPEED, GAIN) + 1
+        after = steps_to_reach(0.05, 0.01, SPEED, GAIN) + 1
         turn = upright(truth, 0, _quarter(_yaw(rotation)))
         if truth["held"][0]:
             return [(0.1 * UP, turn, 0)], max(0.865 - cube[2], 0) / SPEED
@@ -73,7 +73,9 @@ class CanExpert(ArmExpert):
             if loosen:  # the can would come along
                 return [(still, turn, 0)], loosen + leave
             return [(0.1 * UP, turn, 0)], max(self.AWAY - np.linalg.norm(tip - can), 0) / SPEED + 1
-        after = 9 + leave + (self.CARRY - self.DROP) / SPEED + steps_to_reach((aside - self.HALF).max(), 0.01, SPEED, GAIN)
+        after = (
+            9 + leave + (self.CARRY - self.DROP) / SPEED + steps_to_reach((aside - self.HALF).max(), 0.01, SPEED, GAIN)
+        )
         rise = max(self.CARRY - 0.02 - can[2], 0) / SPEED
         if not truth["held"][0]:
             arm, steps = pick(truth, 0, can + 0.015 * UP, turn, width=0.04)
