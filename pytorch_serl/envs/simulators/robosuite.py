@@ -50,7 +50,7 @@ TASKS = {
     ),
     "PickPlaceCan": Task(
         "single-arm-learned-gripper",
-        100,
+        150,
         {"image": ("agentview", (1.1, 0.0, 1.6), (0.1, 0.0, 0.85), 40), "wrist": WRIST},
         {"object": "Can_main"},
         experts.CanExpert,
@@ -64,7 +64,7 @@ TASKS = {
     ),
     "TwoArmPegInHole": Task(
         "dual-arm-fixed-gripper",
-        60,
+        80,
         {
             "image": ("frontview", (1.5, 0.0, 1.25), (0.0, 0.0, 1.02), 24),
             "top": ("agentview", (0.9, 0.0, 1.95), (0.05, 0.0, 1.02), 26),
