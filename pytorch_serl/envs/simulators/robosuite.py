@@ -21,6 +21,7 @@ RATE = 10  # steps per second
 STATE_MAX = 5.0
 GRASP_PENALTY = -0.02  # for each command that changes a gripper's state
 MAX_OPENING = 0.08  # m between the fingers
+DOOR_JOINTS = ("hinge", "latch_joint")
 
 
 class Task(NamedTuple):
@@ -283,9 +284,6 @@ class RobosuiteEnv(gym.Env):
         except RuntimeError:
             self.close()
             raise
-
-
-DOOR_JOINTS = ("hinge", "latch_joint")
 
 
 def _start_simulator(name, task, num_arms, image_size):
