@@ -130,7 +130,8 @@ class MetaWorldEnv(gym.Env):
         image: uint8 (S, S, 3), Meta-World's camera corner4.
         state: float32 (4,): the hand's x, y, z in its range, -1 to 1, and how far the gripper is open, 0 to 1.
 
-    Action (Box in [-1, 1]): 3 translations (0.02 m per unit), and with a learned gripper an entry that is rounded to
+    Action (Box in [-1, 1]): 3 translations (0.02 m per unit, which the hand follows softly: nine tenths of it), and
+        with a learned gripper an entry that is rounded to
         -1 close, 0 hold, +1 open. button-press-topdown has the gripper closed for good, drawer-open open.
 
     info: `succeed` (bool) and `grasp_penalty` (-0.02 where the command changed the gripper's state).
