@@ -427,7 +427,8 @@ class HybridTraining:
                     break
                 self.actor.start_episode()
                 # an evaluation that is due waits for the episode's end, but not longer than to the next one
-                self.actor.ends_at = min(self.args.max_steps, (last // self.args.eval_every + 2) * self.args.eval_every)
+                evaluations = self.progress["evaluated"] // self.args.eval_every
+                self.actor.ends_at = min(self.args.max_steps, (evaluations + 2) * self.args.eval_every)
                 done, info = False, {}
                 while not done:
                     with uninterrupted():

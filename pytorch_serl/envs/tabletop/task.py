@@ -72,7 +72,7 @@ class TabletopEnv(gym.Env):
         render_mode: None or 'rgb_array' (all cameras side by side).
     """
 
-    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10, "simulated": True}
 
     def __init__(
         self,
