@@ -68,7 +68,7 @@ class PandaPickCubeEnv(gym.Env):
         RuntimeError: there is no OpenGL, or its pictures are blank or frozen.
     """
 
-    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10, "simulated": True}
     setup_mode = "single-arm-learned-gripper"
     image_keys: ClassVar[list[str]] = list(CAMERAS)
 
