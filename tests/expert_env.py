@@ -64,7 +64,7 @@ class ExpertEnv(gym.Env):
 
 
 class Simulated(ExpertEnv):
-    metadata = {"simulated": True, "eval_copies": 3}  # noqa: RUF012
+    metadata = {"render_modes": [], "simulated": True, "eval_copies": 3}  # noqa: RUF012
 
     def scripted_expert(self, noise, seed):
         return Expert(self, noise, seed)

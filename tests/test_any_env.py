@@ -42,6 +42,7 @@ def words(demos, out, **changes):
         "training_starts": 100,
         "max_steps": 13,
         "eval_every": 100,
+        "buffer_capacity": 100,
         "eval_episodes": 1,
     }
     return command(options | changes)
