@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from pytorch_serl.data.oddities import start_oddity
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import ContractError
 
@@ -77,17 +78,18 @@ class Robot(gym.Wrapper):
         except Exception as error:  # the package is the user's: anything can be wrong in it
             print(f"WARNING: the environment's close() failed: {type(error).__name__}: {error}", flush=True)
 
-    def probe(self, verdict: bool) -> None:
+    def probe(self, verdict: bool) -> dict[str, Any]:
         """Reset once and hold still for one step, to find before any learning what the contract excludes.
 
         Holding still is the action of zeros; the episode is not used.
 
         Args:
             verdict: `info["succeed"]` is wanted.
+        Returns: the observation after the reset.
         Raises ContractError with what to return instead.
         """
         try:
-            self.reset(seed=PROBE_SEED)
+            obs, _ = self.reset(seed=PROBE_SEED)
             *_, info = self.step(np.zeros(self.action_space.shape, self.action_space.dtype))
         except ContractError:
             raise
@@ -107,6 +109,7 @@ class Robot(gym.Wrapper):
                 "the info of every step, or give train_hybrid.py a classifier (--reward classifier --classifier_ckpt "
                 "...)"
             )
+        return obs
 
     def _checked(self, obs: Any) -> Any:
         """The observation with its arrays copied. Raises ContractError, naming the camera."""
@@ -210,7 +213,13 @@ def time_limit(env: gym.Env) -> int | None:
 
 
 def prepare(
-    env: Any, name: str, longest_demo: int, control_hz: float | None, verdict: bool, max_steps: int | None = None
+    env: Any,
+    name: str,
+    longest_demo: int,
+    control_hz: float | None,
+    verdict: bool,
+    max_steps: int | None = None,
+    starts: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Make an environment that was made for a run ready: its rate, its time limit, and a first reset and step.
 
@@ -219,6 +228,7 @@ def prepare(
 
     Args:
         verdict: `info["succeed"]` is wanted.
+        starts: where episodes begin in the demos (`start_bounds`); a first state outside is a warning.
     Raises ContractError, naming the environment, as `Robot.probe` does.
     """
     for robot in robots_in(env):
@@ -233,9 +243,12 @@ def prepare(
                 flush=True,
             )
         try:
-            robot.probe(verdict)
+            obs = robot.probe(verdict)
         except ContractError as error:
             raise ContractError(f"--env {name}: {error}") from error.__cause__
+        text = start_oddity(starts, np.asarray(obs["state"])) if starts is not None and "state" in obs else None
+        if text:
+            print(f"WARNING: --env {name}: {text}", flush=True)
 
 
 def _show(value: Any) -> str:
