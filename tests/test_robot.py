@@ -13,6 +13,7 @@ from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.envs.human.keyboard import KeyboardHuman
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, _Episode, camera_strip, evaluate, recorded_strip, save_animation
+from pytorch_serl.training.limits import limits_of
 from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, time_limit
 from tests.robot_env import LOG, Logged, OldReset, OldStep, Scaling
 from tests.runs import FIXED, command, content, make_demos, metrics, record, refused
@@ -511,7 +512,8 @@ def test_small_frames_are_kept_as_they_are():
 
 
 def test_a_long_episode_keeps_a_bounded_number_of_frames():
-    episode = _Episode(Robot(Logged(ends=False)), 1, ["image"])
+    env = Robot(Logged(ends=False))
+    episode = _Episode(env, 1, ["image"], limits_of(None, env))
     for _ in range(1000):
         episode.step(np.zeros(6))
     assert 30 <= len(episode.frames) <= 60
