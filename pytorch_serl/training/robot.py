@@ -4,6 +4,7 @@ Training, evaluations, Ray's robots and train_offline.py all act through `Robot`
 environment, below the classifier and the human: whoever sends a command, these promises hold.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ class Robot(gym.Wrapper):
         spaces = getattr(env.observation_space, "spaces", {})
         self.cameras = {k: s for k, s in spaces.items() if len(s.shape or ()) == 3 and s.dtype == np.uint8}
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
+        self.took = 0.0  # seconds of the environment's last step, without what was waited for its rate
 
     def reset(self, **options):
         result = self.env.reset(**options)
@@ -54,7 +56,9 @@ class Robot(gym.Wrapper):
 
     def step(self, action):
         self.pace.keep()
+        before = time.monotonic()
         result = self.env.step(np.array(action))  # a copy: what is stored is what was commanded
+        self.took = time.monotonic() - before
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise ContractError(
                 f"step() returned {_show(result)}; wanted five values: observation, reward, terminated, truncated, "
