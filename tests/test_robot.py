@@ -399,6 +399,28 @@ def test_another_size_or_type_is_an_error_that_names_the_camera(script, fault, g
     assert f"camera 'image' gave {got}; its space says uint8 (32, 32, 3)" in errors[0]
 
 
+@pytest.mark.parametrize("correction", [None, ["up"] * 6, [[0.5], [0.5, 0.5]]])
+def test_a_correction_that_is_none_is_left_to_who_records_it(correction):
+    class Odd(TinyEnv):
+        def step(self, action):
+            *result, info = super().step(action)
+            return *result, info | {"intervene_action": correction}
+
+    robot = Robot(Odd(), limit=1)
+    robot.reset(seed=0)
+    *_, truncated, info = robot.step(np.zeros(6))
+    assert info["intervene_action"] is correction and truncated
+
+
+def test_what_is_no_array_is_named():
+    class Ragged(TinyEnv):
+        def _observe(self):
+            return super()._observe() | {"state": [1.0, [2.0, 3.0]]}
+
+    with pytest.raises(ValueError, match=r"the environment, at its reset: observation\['state'\]: got 2 values"):
+        Robot(Ragged()).reset(seed=0)
+
+
 def test_a_camera_that_gives_nothing_is_named():
     class Lacks(TinyEnv):
         def _observe(self):
