@@ -346,6 +346,9 @@ def run(args, at_the_end):
         # data, environment
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
+        judged = args.reward != "env" or has_device(args.human)
+        if judged and (warning := build.check_judged(demos)):
+            print(warning)
         if args.ray_address:
             from pytorch_serl.scaling import ray_cluster
 

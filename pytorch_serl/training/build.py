@@ -89,6 +89,18 @@ def all_solved(demos: Demos) -> bool:
     return q_range(demos) is not None and solved == len(np.unique(demos.episode_ids))
 
 
+def check_judged(demos: Demos) -> str | None:
+    """A warning where the demos' rewards are not on the scale of a classifier's or a human's verdict, 0 and 1."""
+    rewards = np.array([t["rewards"] for t in demos.transitions])
+    if np.isin(rewards, (0.0, 1.0)).all():
+        return None
+    return (
+        f"WARNING: the demos' rewards go from {rewards.min():g} to {rewards.max():g}, but what a classifier or a human "
+        "judges is rewarded with 1 at success and 0 else: one critic cannot learn two scales; set the demos' rewards "
+        "to 1 in the transition that reaches the goal and 0 else, or leave the verdict to the environment"
+    )
+
+
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
     """Alarms that know the demos' rewards and gripper commands."""
     min_return, max_return = q_range(demos) or return_bounds(demos.transitions, agent.discount)

@@ -4,6 +4,7 @@ Training, evaluations, Ray's robots and train_offline.py all act through `Robot`
 environment, below the classifier and the human: whoever sends a command, these promises hold.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,6 +43,7 @@ class Robot(gym.Wrapper):
         spaces = getattr(env.observation_space, "spaces", {})
         self.cameras = {k: s for k, s in spaces.items() if len(s.shape or ()) == 3 and s.dtype == np.uint8}
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
+        self.took = 0.0  # seconds of the environment's last step, without what was waited for its rate
 
     def reset(self, **options):
         result = self.env.reset(**options)
@@ -49,13 +51,15 @@ class Robot(gym.Wrapper):
             raise ContractError(f"reset() returned {_show(result)}; wanted two values: observation, info (a dict)")
         self.pace, self.steps = Pace(self.control_hz), 0
         self.pace.observed()
-        obs = self._checked(result[0])
+        obs = self._checked(result[0], "at its reset")
         self.watch.reset(obs, self.cameras)
         return obs, dict(result[1])
 
     def step(self, action):
         self.pace.keep()
+        before = time.monotonic()
         result = self.env.step(np.array(action))  # a copy: what is stored is what was commanded
+        self.took = time.monotonic() - before
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise ContractError(
                 f"step() returned {_show(result)}; wanted five values: observation, reward, terminated, truncated, "
@@ -63,9 +67,10 @@ class Robot(gym.Wrapper):
             )
         obs, reward, terminated, truncated, info = result
         self.pace.observed()
-        obs, self.steps = self._checked(obs), self.steps + 1
+        obs, self.steps = self._checked(obs, f"step {self.steps} of the episode"), self.steps + 1
         self.watch.step(obs, self.cameras, info.get("intervene_action", action))
-        truncated = truncated or (self.limit is not None and self.steps >= self.limit and not terminated)
+        if self.limit is not None and self.steps >= self.limit and not (np.size(terminated) == 1 and terminated):
+            truncated = True
         return obs, reward, terminated, truncated, dict(info)
 
     def close(self):
@@ -111,19 +116,29 @@ class Robot(gym.Wrapper):
             )
         return obs
 
-    def _checked(self, obs: Any) -> Any:
-        """The observation with its arrays copied. Raises ContractError, naming the camera."""
+    def _checked(self, obs: Any, moment: str) -> Any:
+        """The observation with its arrays copied. Raises ContractError, naming the moment and the camera."""
         if not isinstance(obs, dict):
             return obs
+        obs = {key: self._copied(key, value, moment) for key, value in obs.items()}
         for key, space in self.cameras.items():
-            frame = np.asarray(obs[key]) if key in obs else None
+            frame = obs.get(key)
             if frame is None or frame.shape != space.shape or frame.dtype != space.dtype:
                 got = f"no frame (the observation has {sorted(map(str, obs))})" if frame is None else _show(frame)
                 raise ContractError(
-                    f"camera {key!r} gave {got}; its space says {space.dtype} {space.shape}: the camera's settings "
-                    "have changed, or the environment must crop, resize or convert as it does otherwise"
+                    f"the environment, {moment}: camera {key!r} gave {got}; its space says {space.dtype} "
+                    f"{space.shape}: the camera's settings have changed, or the environment must crop, resize or "
+                    "convert as it does otherwise"
                 )
-        return {key: np.array(value) for key, value in obs.items()}
+        return obs
+
+    def _copied(self, key: str, value: Any, moment: str) -> np.ndarray:
+        try:
+            return np.array(value)
+        except (ValueError, TypeError) as error:  # lists of several lengths, a tensor of a GPU
+            raise ContractError(
+                f"the environment, {moment}: observation[{key!r}]: got {_show(value)}, wanted one numpy array ({error})"
+            ) from None
 
 
 class CameraWatch:
@@ -142,7 +157,11 @@ class CameraWatch:
         self._look(obs, cameras, moves=False)
 
     def step(self, obs: Any, cameras: Iterable[str], action: Any) -> None:
-        self._look(obs, cameras, moves=bool((np.abs(action) > MOVES).any()))
+        try:
+            moves = bool((np.abs(np.asarray(action, float)) > MOVES).any())
+        except (ValueError, TypeError):  # a correction that is none: who records it says what is wrong
+            moves = False
+        self._look(obs, cameras, moves)
 
     def _look(self, obs, cameras, moves):
         if not isinstance(obs, dict):
