@@ -65,7 +65,7 @@ def parse_args(argv=None):
         "--num_classifier_episodes",
         type=int,
         help=f"with the scripted expert: further episodes for success/ and failure/, near misses among them, default "
-        f"{SCRIPTED_CLASSIFIER_EPISODES}; 0 writes no classifier frames at all",
+        f"{SCRIPTED_CLASSIFIER_EPISODES} in a simulation, else none; 0 writes no classifier frames at all",
     )
     what.add_argument("--classifier_only", action="store_true", help="frames for the classifier and no demos")
     what.add_argument(
@@ -117,7 +117,7 @@ def steering(env, args, number):
 
 def check_folder(folder, args):
     """Refuse a folder with a recording in it, or remove that with --overwrite; other files stay."""
-    ours = (recording.DEMOS, recording.FAILED, recording.CAMERAS_PICTURE, recording.DEMOS_PICTURE)
+    ours = (recording.DEMOS, recording.FAILED, recording.DEMOS_PICTURE)
     found = [
         p for p in (*(folder / name for name in ours), *(folder / name for name in recording.CLASSES)) if p.exists()
     ]
@@ -142,7 +142,12 @@ def record_demos(env, args, keys, limits, folder):
             if has_device(args.human):
                 env.get_wrapper_attr("wait_until_ready")()
             act, seed = steering(env, args, number), RECORD_SEED + args.seed * 100_000 + number
-            outcome = recording.record_episode(env, act, limits, writer, number, seed)
+            outcome, steered = recording.record_episode(env, act, limits, writer, number, seed)
+            if args.human == "env" and not steered:
+                raise ValueError(
+                    "nobody steered: the environment reported no info['intervene_action'] in a whole episode; name a "
+                    "device with --human (docs/devices.md)"
+                )
             failures = 0 if outcome == "success" else failures + 1
             if outcome == "success" or (outcome == "failure" and args.keep_failures):
                 kept[number] = outcome == "success"
@@ -165,7 +170,7 @@ def scripted_frames(env, args, keys, limits, folder, episodes):
         for attempt in range(MAX_FAILURES):
             act = steering(env, args, SCENES_APART + scene + attempt * 1000)
             seed = start + scene + attempt * 1000
-            if recording.record_episode(env, act, limits, scratch, scene, seed) == "success":
+            if recording.record_episode(env, act, limits, scratch, scene, seed)[0] == "success":
                 break
         else:
             raise ValueError(f"the expert failed {MAX_FAILURES} times in a row with --noise {args.noise:g}; try less")
@@ -261,7 +266,7 @@ def main(argv=None):
             view = View(args.view, args.view_host) if args.view is not None else None
             if view:
                 at_the_end.callback(view.close)
-        with user_errors((ValueError, OSError)):
+        with user_errors((ValueError, OSError, EOFError)):
             look(env, args, cameras, folder)
             if args.check:
                 if args.human == "scripted":
@@ -293,7 +298,8 @@ def record(env, args, cameras, folder):
     elif args.human != "scripted":
         counts += labelled_frames(env, args, keys, folder)
     if args.human == "scripted" and further != 0:
-        counts += scripted_frames(env, args, keys, limits, folder, further or SCRIPTED_CLASSIFIER_EPISODES)
+        scenes = further or (SCRIPTED_CLASSIFIER_EPISODES if build.is_simulated(env) else 0)
+        counts += scripted_frames(env, args, keys, limits, folder, scenes)
     report(args, folder, kept, cameras, counts)
 
 

@@ -55,6 +55,7 @@ class Driver:
         axis = (np.arange(SIZE) / SIZE - 0.5) * width
         x, y = np.meshgrid(axis + centre[0], axis + centre[1], indexing="ij")
         image = np.full((SIZE, SIZE, 3), (180, 170, 150), np.uint8)
+        image[(x // 0.02 + y // 0.02) % 2 == 0] -= 12  # tiles: a camera that looks at one colour seems to have stopped
         image[np.hypot(x - self.button[0], y - self.button[1]) < 0.018] = (200, 30, 30)
         height = self.position[2]  # a high hand looks large
         image[np.hypot(x - self.position[0], y - self.position[1]) < 0.008 + 0.06 * height] = (40, 60, 160)

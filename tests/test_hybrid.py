@@ -789,7 +789,7 @@ BAD = {
     "pretrain": ({"pretrain_steps": -1}, "--pretrain_steps is -1"),
     "stop_at": ({"stop_at": 95}, "--stop_at is 95.0; wanted a success rate from 0 to 1"),
     "eval_every": ({"eval_every": 0}, "--eval_every is 0"),
-    "human": ({"human": "scripted"}, "--human scripted knows the built-in task and panda only"),
+    "human": ({"human": "scripted"}, "--human scripted needs an environment with a scripted_expert"),
     "no classifier": ({"reward": "classifier"}, "--reward classifier and --classifier_ckpt go together"),
     "reward": ({"classifier_ckpt": "best.pt"}, "--reward classifier and --classifier_ckpt go together"),
     "frames": ({"success_frames": 0}, "--success_frames is 0; wanted 1 or more"),

@@ -165,3 +165,17 @@ def test_the_command_line(tmp_path):
     assert first.returncode == 0 and "1 successful" in first.stdout and "next: python train_hybrid.py" in first.stdout
     again = subprocess.run(call, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
+
+
+def test_a_look_at_the_cameras_is_no_recording(tmp_path):
+    record_demos.main(command({"output_dir": tmp_path, "check": True} | SMALL))
+    assert record(FIXED, tmp_path, num_demos=1, num_classifier_episodes=0, **SMALL).exists()
+
+
+def test_an_episode_in_which_nobody_steers_ends_the_recording(tmp_path, capsys):
+    options = {"env": "examples.fake_arm:FakeArm-v0", "env_args": "hz=0", "setup_mode": FIXED, "human": "env"}
+    refused_at_the_end = command(options | {"output_dir": tmp_path})
+    with pytest.raises(SystemExit) as error:
+        record_demos.main(refused_at_the_end)
+    assert error.value.code == 2 and "nobody steered" in capsys.readouterr().err
+    assert not (tmp_path / "demos.pkl").exists()

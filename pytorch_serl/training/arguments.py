@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_serl.data.demos import SETUP_MODES
 from pytorch_serl.training import build
+from pytorch_serl.training.humans import has_device
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
 
@@ -152,7 +153,7 @@ def check_cluster(args: argparse.Namespace, parser: Parser) -> None:
         return
     if args.ray_address == "local" or args.ray_address.startswith("ray://"):
         parser.error("--ray_address takes auto or host:port; run the command on a machine of the cluster")
-    if args.human in ("keyboard", "gamepad"):
+    if has_device(args.human):
         parser.error(
             f"--human {args.human} sits at this terminal, the robots may be elsewhere; let the environment "
             "report corrections (--human env)"

@@ -15,7 +15,6 @@ from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
 from pytorch_serl.networks.resnet import IMAGE_SIZE
 from pytorch_serl.training.limits import Limits, Moment
-from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.robot import Robot
 from pytorch_serl.utils.files import atomic_write
 
@@ -42,32 +41,35 @@ def recording_limits(env: gym.Env, cameras: list[str], setup_mode: str) -> Limit
     return Limits({key: spaces[key].shape for key in cameras}, state_dim, size, columns)
 
 
-def record_episode(env: gym.Env, act: Act, limits: Limits, writer: EpisodeWriter, number: int, seed: int) -> str:
+def record_episode(
+    env: gym.Env, act: Act, limits: Limits, writer: EpisodeWriter, number: int, seed: int
+) -> tuple[str, int]:
     """Record one episode, seeded `seed`, every step on disk as it comes.
 
     Args:
         env: with the human beside it, if one steers; `info["intervene_action"]` is what he executed, and
             `info["discard"]` that the episode is to be thrown away.
         act: the action of who steers; where a human does, one that stands still.
-    Returns: "success", "failure" or "discarded"; of the last, no file is left.
+    Returns: "success", "failure" or "discarded"; of the last, no file is left; and in how many steps a human acted.
     Raises ContractError for what the contract with the environment excludes; that step is not recorded.
     """
     obs, _ = env.reset(seed=seed)
     limits.observation(Moment(f"recorded episode {number}"), "observation", obs)
     writer.start(number, obs)
-    over, steps = False, 0
+    over, steps, steered = False, 0, 0
     while not over:
         action = act()
         result = env.step(action)
         step, _ = limits.step(Moment(f"recorded episode {number}", steps), action, result)
         obs, *_, info = result
         step["dones"] = over = step["dones"] or bool(info.get("discard"))
-        writer.add(step | ({"succeed": float(succeeded(info))} if over else {}), obs)
-        steps += 1
+        success = bool(info.get("succeed"))  # absent where nobody but a human judges, and he said nothing
+        writer.add(step | ({"succeed": float(success)} if over else {}), obs)
+        steps, steered = steps + 1, steered + ("intervene_action" in info)
     if info.get("discard"):
         writer.path.unlink()
-        return "discarded"
-    return "success" if succeeded(info) else "failure"
+        return "discarded", steered
+    return "success" if success else "failure", steered
 
 
 def finished_episodes(folder: Path, keep_failures: bool) -> dict[int, bool]:
