@@ -97,7 +97,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
-    _check_rewards(path, demos.transitions)
+    _check_rewards(path, demos.transitions)  # of all files: one may hold failures alone
     return demos
 
 
@@ -146,8 +146,6 @@ def _read_file(path, image_keys, setup_mode):
     has_penalty = _fill_penalties(transitions)
     mismatched = share_frames(transitions)
     episode_ids = _episode_ids(transitions)
-    if not one_episode:
-        _check_rewards(path, transitions)
     actions = np.stack([transition["actions"] for transition in transitions])  # (N, A)
     check_action_dim(Place(path, 0), actions.shape[1], setup_mode)
     check_not_zero(path, actions, episode_ids)
