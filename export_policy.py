@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pytorch_serl.export import check, policy
 from pytorch_serl.training.build import load_agent
-from pytorch_serl.training.run import Parser, make_writable_dir, print_settings, run_script, user_errors
+from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 
 FILES = {"pt2": "policy.pt2", "onnx": "policy.onnx"}
 
@@ -94,6 +94,11 @@ def verify(agent, paths, observations, source, tolerance):
 def main(argv=None):
     args = parse_args(argv)
     output_dir = Path(args.output_dir or Path(args.ckpt).parent)
+    with hold_run_dir(output_dir):
+        export(args, output_dir)
+
+
+def export(args, output_dir):
     with user_errors((ValueError, OSError, FloatingPointError)):
         print_settings(vars(args) | {"output_dir": output_dir})
         formats = choose_formats(args.formats)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up a virtual environment and run the fast tests. Arguments go to pytest: ./run_tests.sh -m slow
+# Set up a virtual environment and run the fast tests, which say at the end what was left out and what brings it.
+# Arguments go to pytest: ./run_tests.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")"
 source requirements/setup_venv.sh

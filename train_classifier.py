@@ -14,7 +14,6 @@ gradient step an epoch; here an epoch is one pass over the larger class of the t
 
 import copy
 import math
-import signal
 import sys
 import time
 import zlib
@@ -31,20 +30,20 @@ from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE
-from pytorch_serl.scaling.torchrun import SharedStep, check_options
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.training.backbone import find_backbone, save_backbone
-from pytorch_serl.training.classifier_report import describe, mistakes_sheet, validation_report
+from pytorch_serl.training.classifier_report import describe, describe_course, mistakes_sheet, validation_report
 from pytorch_serl.training.run import (
     LAST,
     MetricLogger,
     Parser,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     prepare_run_dir,
     print_settings,
     rng_state,
     run_script,
-    save_checkpoint,
     save_json,
     save_settings,
     seed_all,
@@ -53,8 +52,8 @@ from pytorch_serl.training.run import (
     user_errors,
 )
 from pytorch_serl.utils.device import make_adam, pick_device
-from pytorch_serl.utils.distributed import average_gradients
-from pytorch_serl.utils.files import load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
+from pytorch_serl.utils.signals import catch_stops
 
 BEST = "best.pt"
 OWN_FILES = ("validation.json", "mistakes.png", "backbone.pt")  # beside those that every run writes
@@ -69,9 +68,7 @@ def parse_args(argv=None):
     data.add_argument("--success_dir", required=True, help="directory of pickles with success frames")
     data.add_argument("--failure_dir", required=True, help="directory of pickles with failure frames")
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to look at, one or several")
-    data.add_argument(
-        "--val_fraction", type=float, default=0.2, help="share of each class's files or episodes held back"
-    )
+    data.add_argument("--val_fraction", type=float, default=0.2, help="share of each class held back, in whole scenes")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True, help="directory that the run is written to")
     run.add_argument("--resume", action="store_true", help="continue the run in --output_dir where it stopped")
@@ -83,7 +80,7 @@ def parse_args(argv=None):
     train.add_argument("--batch_size", type=int, default=64, help="frames, half of each class (even; original: 256)")
     train.add_argument("--num_epochs", type=int, default=150, help="passes over the larger class of training frames")
     train.add_argument(
-        "--patience", type=int, default=20, help="stop after so many epochs without a better validation loss"
+        "--patience", type=int, default=20, help="stop after so many epochs without a better val/scaled_loss"
     )
     train.add_argument("--lr", type=float, default=1e-4, help="Adam's; 1e-4 in the original's code, 3e-4 in the paper")
     train.add_argument("--dropout", type=float, default=0.1, help="rate (original: 0.1)")
@@ -185,7 +182,7 @@ def train_step(classifier, optimizer, batch):
     loss = F.binary_cross_entropy_with_logits(logits, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=parameters)
-    average_gradients(parameters)
+    torchrun.average([p.grad for p in parameters if p.grad is not None])
     optimizer.step()
     return {"loss": loss.detach(), "accuracy": ((logits > 0) == (targets > 0.5)).float().mean()}
 
@@ -196,7 +193,7 @@ def shared_step(classifier, optimizer):
     def state():
         return {"classifier": classifier.checkpoint(), "optimizer": optimizer.state_dict()}
 
-    return SharedStep(partial(train_step, classifier, optimizer), [classifier], state)
+    return torchrun.SharedStep(partial(train_step, classifier, optimizer), [classifier], state)
 
 
 def make_shared_step(state, device):
@@ -218,7 +215,7 @@ def train_epoch(classifier, step, part, batch_size):
     """One pass over the larger class; returns mean loss and accuracy, both under dropout and crops."""
     classifier.train()
     device = classifier.device
-    targets = torch.tensor([1.0, 0.0], device=device).repeat_interleave(batch_size // 2)  # (B,)
+    targets = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device).repeat_interleave(batch_size // 2)  # (B,)
     totals = torch.zeros(2, device=device)
     batches = balanced_batches(part.labels, batch_size)
     for index in tqdm(batches, desc="  batches", leave=False, disable=part.maps is not None):
@@ -242,19 +239,19 @@ def train_epoch(classifier, step, part, batch_size):
 @torch.no_grad()
 def validation_logits(classifier, part):
     """Logits (N,) float64 of the part's frames, without dropout and crops."""
-    classifier.eval()
     logits = []
     for start in range(0, len(part.rows), CHUNK):
         chunk = slice(start, start + CHUNK)
         if part.maps is not None:
-            logits.append(classifier.logits({k: maps[0, chunk] for k, maps in part.maps.items()}))
+            maps = {k: maps[0, chunk] for k, maps in part.maps.items()}
+            logits.append(classifier.logits(maps, dropout=False))
         else:
-            logits.append(classifier(part.load(chunk, classifier.device)))
+            logits.append(classifier(part.load(chunk, classifier.device), dropout=False))
     return torch.cat(logits).cpu().double().numpy()
 
 
 def fingerprint(frames):
-    """A number that changes with the frames, so that a resumed run cannot validate on what it was trained on."""
+    """A number that changes with the frames, to whose rows a resumed run's split refers."""
     code = zlib.crc32(frames.labels.tobytes())
     for key in frames.images:
         for image in frames.images[key]:
@@ -274,13 +271,35 @@ def read_resume(out, args, data_code):
         raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
     if content["data"] != data_code:
         raise ValueError(f"{path} was trained on other frames; start anew with --overwrite or another --output_dir")
+    if "split" not in content:
+        raise ValueError(
+            f"{path} was written by an earlier version, which held other frames back: it split success and failure "
+            f"independently. It cannot go on with today's split; {BEST} can be used as before, and to train start anew "
+            "with --overwrite or another --output_dir"
+        )
     if content["progress"]["best_epoch"] and not (out / BEST).is_file():
         raise ValueError(f"{out / BEST} is missing beside {path}; put it back or start anew with --overwrite")
     return content
 
 
+def split_frames(frames, args, resumed):
+    """The training and the validation part, and what last.pt keeps of the split; a resumed run keeps the one it had."""
+    if resumed:
+        split = resumed["split"]
+        val_rows = split["val_rows"].numpy()
+        train_rows = np.setdiff1d(np.arange(len(frames.labels)), val_rows)
+    else:
+        train_rows, val_rows, text = split_by_group(frames, args.val_fraction, args.seed)
+        split = {"val_rows": torch.from_numpy(val_rows), "text": text}
+    train, val = (Part(frames.images, rows, frames.labels[rows]) for rows in (train_rows, val_rows))
+    return train, val, split
+
+
 def draw_curves(path, logger):
-    names = {"cross-entropy (nats)": ("train/loss", "val/loss"), "accuracy at 0.5": ("train/accuracy", "val/accuracy")}
+    names = {
+        "cross-entropy (nats)": ("train/loss", "val/loss", "val/scaled_loss"),
+        "accuracy at 0.5": ("train/accuracy", "val/accuracy"),
+    }
     panels = {ylabel: {name: logger.series(name) for name in lines} for ylabel, lines in names.items()}
     learning_curve(path, panels, xlabel="epoch")
 
@@ -301,6 +320,11 @@ def finish(out, best, val, frames):
 
 
 def main(args):
+    with hold_run_dir(args.output_dir):
+        run(args)
+
+
+def run(args):
     out = Path(args.output_dir)
     with user_errors():
         # settings, device, seeds
@@ -308,18 +332,17 @@ def main(args):
         check_args(args)
         check_run_dir(out, args.resume, args.overwrite, OWN_FILES)
         device = pick_device(args.device)
-        check_options(device, args.batch_size)
+        torchrun.check_options(device, args.batch_size)
         torch.backends.cudnn.deterministic = True  # so that a resumed run repeats an uninterrupted one on CUDA, too
         seed_all(args.seed)
 
         # data
         frames = read_classifier_frames(args.success_dir, args.failure_dir, args.image_keys)
         print(frames.summary())
-        *parts, how = split_by_group(frames, args.val_fraction, args.seed)
-        train, val = (Part(frames.images, rows, frames.labels[rows]) for rows in parts)
-        print(how)
         data_code = fingerprint(frames)
         resumed = read_resume(out, args, data_code) if args.resume else None
+        train, val, split = split_frames(frames, args, resumed)
+        print(split["text"])
 
         # networks and optimiser
         backbone, line = (None, f"backbone: as in {out / LAST}")
@@ -374,12 +397,13 @@ def main(args):
                 "progress": progress,
                 "settings": vars(args),
                 "data": data_code,
+                "split": split,
             }
         )
 
     # the loop
     state = snapshot()  # of the end of the last whole epoch; an interrupted epoch is run again
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    catch_stops()
     bar = tqdm(total=args.num_epochs, initial=progress["epoch"], desc="epochs")
     interrupted = False
     try:
@@ -388,10 +412,10 @@ def main(args):
             report = validation_report(validation_logits(classifier, val), val.labels, args.max_fpr)
             val_accuracy, val_fpr = (report["at_half"][name] for name in ("accuracy", "false_positive_rate"))
             progress["epoch"] += 1
-            if report["loss"] < progress["best_loss"]:
-                progress |= {"best_epoch": progress["epoch"], "best_loss": report["loss"]}
+            if report["scaled_loss"] < progress["best_loss"]:
+                progress |= {"best_epoch": progress["epoch"], "best_loss": report["scaled_loss"]}
                 classifier.threshold = report["at_threshold"]["threshold"]
-                classifier.validation = report | {"epoch": progress["epoch"]}
+                classifier.validation = report | {"epoch": progress["epoch"], "split": split["text"]}
                 classifier.save(out / BEST)
             logger.log(
                 progress["epoch"],
@@ -399,6 +423,7 @@ def main(args):
                     "train/loss": loss,
                     "train/accuracy": accuracy,
                     "val/loss": report["loss"],
+                    "val/scaled_loss": report["scaled_loss"],
                     "val/auc": report["auc"],
                     "val/accuracy": val_accuracy,
                     "val/false_positive_rate": val_fpr,
@@ -412,9 +437,9 @@ def main(args):
             bar.update()
     except KeyboardInterrupt:
         interrupted = True
-    bar.close()
     step.check()
     save_checkpoint(out / LAST, state)
+    bar.close()
     logger.close()
     draw_curves(out / "learning_curve.png", logger)
     if interrupted:
@@ -423,11 +448,13 @@ def main(args):
 
     # summary
     if progress["epoch"] < args.num_epochs:
-        print(f"stopped early: no better validation loss for {args.patience} epochs")
+        print(f"stopped early: no better val/scaled_loss for {args.patience} epochs")
     best = RewardClassifier.from_checkpoint(out / BEST, device)
     finish(out, best, replace(val, maps=None), frames)
+    if text := describe_course(logger.series("train/loss")[1], logger.series("val/loss")[1], progress["best_epoch"]):
+        print(text)
     print(f"best classifier: {out / BEST} (epoch {progress['best_epoch']}, threshold {best.threshold:.4f})")
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parse_args()), make_shared_step)
+    run_script(lambda: torchrun.run(lambda: main(parse_args()), make_shared_step))

@@ -11,7 +11,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
-import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -20,8 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pytorch_serl.data.demos import num_arms, num_grippers, read_demos
-from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
+from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.networks.classifier import RewardClassifier
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
@@ -39,6 +39,7 @@ from pytorch_serl.training.arguments import (
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
 from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
 from pytorch_serl.training.run import (
     BEST,
@@ -46,6 +47,7 @@ from pytorch_serl.training.run import (
     MetricLogger,
     Parser,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     make_writable_dir,
     prepare_run_dir,
@@ -56,8 +58,8 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
-from pytorch_serl.utils.distributed import world_size
 from pytorch_serl.utils.files import WriteError
+from pytorch_serl.utils.signals import catch_stops
 
 SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
@@ -196,6 +198,8 @@ def resolve(args, parser):
     args.gpu_learner = args.device in ("auto", "cuda")  # with --ray_address: one on another machine will do
     choose_for_device(args, max_steps=(100_000, 30_000), batch_size=(256, 64))
     check_shared(args, parser)
+    with user_errors():
+        torchrun.check_options(args.device, args.batch_size)
     at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames", "actors")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
     at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
@@ -206,7 +210,7 @@ def resolve(args, parser):
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.learner is None:
         args.learner = "inline" if simulated and not (args.control_hz or args.ray_address) else "process"
-    if args.learner != "inline" and world_size() > 1:
+    if args.learner != "inline" and torchrun.world_size() > 1:
         parser.error(
             f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
             "--learner inline"
@@ -249,6 +253,7 @@ class HybridTraining:
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = eval_env(args, env), None  # here, in this process
         self.waits = build.is_simulated(args.env) and not args.control_hz
+        self.update = torchrun.shared_update(agent)
         acting = {
             "seed": args.seed,
             "random_steps": args.random_steps,
@@ -261,6 +266,7 @@ class HybridTraining:
             views=args.views,
             capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
+            limits=limits_for(agent, demos.image_shapes),
             identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
             schedule=Schedule(
                 args.batch_size,
@@ -269,6 +275,7 @@ class HybridTraining:
                 args.pretrain_steps,
                 args.clone_weight,
                 args.clone_steps,
+                args.imitate_successes,
             ),
         )
         if args.ray_address:
@@ -293,7 +300,10 @@ class HybridTraining:
         else:
             writer = EpisodeWriter(save_dir, [*agent.image_keys, "state"])
             self.actor = Actor(agent, build.add_human(env, args.human, args.seed), writer=writer, **acting)
-            self.learner = (Learner if args.learner == "inline" else RemoteLearner)(agent, **learning)
+            if args.learner == "inline":
+                self.learner = Learner(agent, update=self.update, **learning)
+            else:
+                self.learner = RemoteLearner(agent, **learning)
         self.alarms = build.make_alarms(demos, agent)
         self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; solved: an evaluation says stop
@@ -317,31 +327,17 @@ class HybridTraining:
         transition, corrected = self.actor.act(step)
         self.learner.add(transition, to_demos=corrected)
         if transition["dones"]:
-            self.end_episode(self.actor.transitions, self.actor.solved and not self.actor.helped)
-            self.learner.note(step + 1, self.state())
+            self.learner.end_episode(self.actor.solved and not self.actor.helped)
         return transition["dones"]
-
-    def end_episode(self, transitions, solved_alone):
-        if solved_alone and self.args.imitate_successes:
-            for transition in transitions:
-                self.learner.imitate(transition)
 
     def recover(self, step):
         """Learn from the episodes that a killed run recorded after its checkpoint, too; returns the step after them."""
-        files = {number: path for number, path in episode_files(self.save_dir).items() if number >= self.actor.episode}
-        first, known = step, self.progress.pop("added_since", 0)  # known: the buffers have so many of them already
-        for number, path in files.items():
-            recorded = read_episode(path)
-            transitions = build.stored_transitions(self.agent, recorded)
-            for transition in transitions[known:]:
-                self.learner.add(transition, to_demos=transition["corrected"])
-            known = max(0, known - len(transitions))
-            alone = not any(record["corrected"] for record in recorded)
-            self.end_episode(transitions, bool(recorded) and alone and bool(recorded[-1].get("succeed")))
-            self.actor.episode, step = number + 1, step + len(transitions)
-        if files:
-            print(f"{len(files)} episodes ({step - first} steps) were recorded after the checkpoint and are taken over")
-        return step
+        first = self.actor.episode
+        self.actor.episode, steps = self.learner.recover(first)
+        episodes = self.actor.episode - first
+        if episodes:
+            print(f"{episodes} episodes ({steps} steps) were recorded after the checkpoint and are taken over")
+        return step + steps
 
     # ---------------------------------------------------------------- watching
 
@@ -369,6 +365,7 @@ class HybridTraining:
             self.draw(log)
 
     def save(self, step):
+        self.update.check()
         return self.learner.save(step, self.state())
 
     def stop(self, step, reason):
@@ -410,7 +407,7 @@ class HybridTraining:
     def run(self, step, log):
         """Pretrain, then act and learn from `step` on; returns the last step. Ctrl-C saves and says where."""
         self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        catch_stops()
         bar = None
         try:
             self.pretrain()
@@ -491,6 +488,11 @@ def eval_env(args, env):
 
 def main(argv=None):
     args = parse_args(argv)
+    with hold_run_dir(args.save_dir or (None if args.eval_ckpt else SAVE_DIR)):
+        run(args)
+
+
+def run(args):
     save_dir = Path(args.save_dir or SAVE_DIR)
     with user_errors():
         # settings, seeds
@@ -557,10 +559,16 @@ def main(argv=None):
         f"(step {training.progress['best_step']:,})"
     )
     agent.load(save_dir / BEST)
-    report_evaluation(
-        agent, training.eval_env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
-    )
+    with user_errors((ContractError,)):
+        report_evaluation(
+            agent,
+            training.eval_env,
+            eval_episodes(args, final=True),
+            save_dir,
+            seed=FINAL_SEED,
+            run=training.run_episodes,
+        )
 
 
 if __name__ == "__main__":
-    run_script(main, build.make_shared_update)
+    run_script(lambda: torchrun.run(main, torchrun.make_shared_update))

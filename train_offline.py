@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.scaling import torchrun
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.arguments import (
@@ -46,6 +47,7 @@ from pytorch_serl.training.run import (
     MetricLogger,
     Parser,
     check_run_dir,
+    hold_run_dir,
     learning_curve,
     prepare_run_dir,
     print_settings,
@@ -55,6 +57,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.utils.signals import catch_stops
 
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
@@ -115,6 +118,8 @@ def resolve(args, parser):
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
     check_shared(args, parser)
+    with user_errors():
+        torchrun.check_options(args.device, args.batch_size)
     parser.require(
         args,
         {
@@ -141,7 +146,7 @@ class OfflineTraining:
 
     def __init__(self, args, agent, save_dir, demos, env):
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
-        self.update = build.shared_update(agent)
+        self.update = torchrun.shared_update(agent)
         self.update_options = UPDATES[args.algo]
         if args.algo == "awac" and build.all_solved(demos):
             print("every demo ends in success: none is weighted above another (their advantages would be noise)")
@@ -186,7 +191,13 @@ class OfflineTraining:
             figures |= held_out_errors(policy, self.held_out)
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
-            result, solved = evaluate_to_stop(policy, self.env, eval_episodes(self.args), self.args.stop_at)
+            try:
+                result, solved = evaluate_to_stop(policy, self.env, eval_episodes(self.args), self.args.stop_at)
+            except Exception:  # the environment's: what was learned until then is not lost
+                with uninterrupted():
+                    path = self.save(step)
+                print(f"\nstopped by an error: update {step:,} is saved in {path}; continue with --resume")
+                raise
             figures["eval_success"] = result.success_rate
             texts.append(str(result))
             now["solved"] = solved
@@ -238,7 +249,7 @@ class OfflineTraining:
         """The loop from `step` on; returns the last step. Ctrl-C saves the last whole update and says where."""
         args, first = self.args, step
         self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        catch_stops()
         bar = tqdm(total=args.max_steps, initial=step, unit="update", desc="training", mininterval=1)
         try:
             while True:
@@ -262,7 +273,7 @@ class OfflineTraining:
                 path = self.save(step)
             self.draw(log)
             print(f"\ninterrupted: update {step:,} is saved in {path}; continue with --resume")
-            raise SystemExit(130) from None
+            raise SystemExit(128 + signal.SIGINT) from None
         finally:
             bar.close()
             log.close()
@@ -288,6 +299,11 @@ class OfflineTraining:
 
 def main(argv=None):
     args = parse_args(argv)
+    with hold_run_dir(args.save_dir):
+        run(args)
+
+
+def run(args):
     save_dir = Path(args.save_dir)
     with user_errors():
         # settings, seeds
@@ -349,7 +365,8 @@ def main(argv=None):
     if env:
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
-        report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
+        with user_errors((ContractError,)):
+            report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
     else:
         print(
             f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
@@ -358,4 +375,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, build.make_shared_update)
+    run_script(lambda: torchrun.run(main, torchrun.make_shared_update))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import work  # noqa: E402
 
-from pytorch_serl.training import build  # noqa: E402
+from pytorch_serl.scaling import torchrun  # noqa: E402
 from pytorch_serl.training.run import Parser, run_script  # noqa: E402
 from pytorch_serl.utils.device import pick_device  # noqa: E402
 
@@ -51,6 +51,7 @@ def measure(args):
     device = pick_device(args.device)
     agent = work.make_agent("stored", 1, device)
     learner = work.make_learner(agent, "stored", work.LEARNER_TRANSITIONS)
+    update = torchrun.shared_update(agent)
     results = {}
     for batch_size in args.batch_sizes:
         taken, end = [], None
@@ -58,12 +59,12 @@ def measure(args):
             started = time.perf_counter()
             batch = learner.sample(batch_size)
             sampled = time.perf_counter()
-            learner.update(batch)["q"].item()  # waits for the device
+            update(batch)["q"].item()  # waits for the device
             taken.append((time.perf_counter() - started, sampled - started))
             if len(taken) == WARM_UP:
                 end = time.perf_counter() + args.seconds
         results[batch_size] = np.median(taken[WARM_UP:], axis=0).tolist()
-    learner.update.check()
+    update.check()
     print(json.dumps(results))
 
 
@@ -96,4 +97,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, build.make_shared_update)
+    run_script(lambda: torchrun.run(main, torchrun.make_shared_update))

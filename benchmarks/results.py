@@ -1,4 +1,4 @@
-"""The results table of README: trains what is not there yet, evaluates random actions, prints one row per method.
+"""The tables of docs/results.md: trains what is not there yet, evaluates random actions, prints one row per method.
 
     python benchmarks/results.py --setup_modes single-arm-fixed-gripper --methods random bc awac hybrid alone
 

@@ -17,6 +17,7 @@ from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, IMAGE_SIZE, ResNet10
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner, Schedule
+from pytorch_serl.training.limits import limits_for
 
 BACKBONES = ("stored", "frozen", "trainable")  # frozen with stored features, frozen on stored frames, trained
 STAGES = (
@@ -109,7 +110,15 @@ def make_learner(agent: SACHybridAgent, backbone: str, transitions: int) -> Lear
         batch_size=64, cta_ratio=2, cycles_per_step=1, pretrain_steps=0, clone_weight=0.0, clone_steps=1
     )
     learner = Learner(
-        agent, Path(), {}, schedule, capacity=transitions, demo_capacity=transitions, views=DEMO_VIEWS, seed=0
+        agent,
+        Path(),
+        {},
+        schedule,
+        capacity=transitions,
+        demo_capacity=transitions,
+        views=DEMO_VIEWS,
+        seed=0,
+        limits=limits_for(agent, {}),
     )
     observations = random_observations(len(agent.image_keys))
     for buffer, views in ((learner.online, 1), (learner.demo, DEMO_VIEWS)):

@@ -1,9 +1,11 @@
 """Twenty updates of small agents and of a classifier; tests/test_distributed.py runs this by torchrun and compares.
 
+Nothing is drawn in them but in "drawn": noise is given, dropout and crops are off.
+
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed_worker.py FOLDER CASE ...
 
-Writes FOLDER/CASE.pt for each case; "CASE in double" computes in float64. "drift", "fail", "die" and "own failure" are
-what can go wrong.
+Writes FOLDER/CASE.pt for each case; "CASE in double" computes in float64. "draws" prints numbers of both processes,
+"drift", "fail", "die" and "own failure" are what can go wrong.
 """
 
 import os
@@ -19,10 +21,9 @@ import train_classifier  # noqa: E402
 from pytorch_serl.agents import base  # noqa: E402
 from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
 from pytorch_serl.networks.resnet import FEATURE_SHAPE  # noqa: E402
-from pytorch_serl.training import build  # noqa: E402
+from pytorch_serl.scaling import torchrun  # noqa: E402
 from pytorch_serl.training.run import run_script  # noqa: E402
 from pytorch_serl.utils.device import make_adam  # noqa: E402
-from pytorch_serl.utils.distributed import rank  # noqa: E402
 from tests.test_agents import make_agent, make_batch  # noqa: E402
 from train_offline import UPDATES  # noqa: E402
 
@@ -37,8 +38,10 @@ CASES = {  # the agent's settings, and what each update is asked for
     "trained backbone": ({"arms": 0, "cameras": ["image"], "trainable_backbone": True}, SAC),
 }
 CASES["trained backbone once"] = (CASES["trained backbone"][0], {**SAC})
+DRAWN = {"drawn": ({"arms": 1, "cameras": ["image"]}, SAC)}
 SLOW = {"frames": 2, "trained backbone": 2, "trained backbone once": 1}  # cases on frames, and their number of updates
-DRIFT, FAIL, DIE = 0.123, 0.124, 0.125  # learning rates that tell what shall go wrong in another process
+NOISE = ("critic_next", "temp_next", "actor", "advantage")
+DRIFT, FAIL, DIE, DRAW = 0.123, 0.124, 0.125, 0.126  # learning rates that tell what another process shall do
 
 
 DOUBLE = " in double"
@@ -73,23 +76,30 @@ def hybrid_batch(agent, seed, size=None):
 
 def run_agent(name):
     """The case's updates; returns the agent's state, the last metrics and the random state."""
-    settings, options = CASES[name]
-    agent = make_agent(**settings)
-    update = build.shared_update(agent)
+    settings, options = (CASES | DRAWN)[name]
+    agent = make_agent(**settings | ({} if name in DRAWN else {"dropout": 0.0}))
+    update = torchrun.shared_update(agent)
     torch.manual_seed(7)
     for i in range(SLOW.get(name, STEPS)):
         batch = hybrid_batch(agent, i, (40, 40) if name in SLOW else None)
         critic_only = options is SAC and i % 2 == 0
-        info = update(batch, **({"critic_only": True} if critic_only else options))
+        given = {} if name in DRAWN else {"augment": False, "noise": noise(agent, i)}
+        info = update(batch, **({"critic_only": True} if critic_only else options), **given)
     update.check()
     return {"state": agent.state_dict(), "info": info, "rng": torch.get_rng_state()}
+
+
+def noise(agent, seed):
+    """Normal draws for the whole batch."""
+    rng = np.random.default_rng(100 + seed)
+    return {name: torch.as_tensor(rng.standard_normal((BATCH, agent.action_dim), np.float32)) for name in NOISE}
 
 
 def run_classifier(name):
     """Twenty steps on stored maps, or two on frames with a trained backbone."""
     torch.manual_seed(0)
     frames = name == "classifier frames"
-    classifier = RewardClassifier(["image"], trainable_backbone=frames, device="cpu").train()
+    classifier = RewardClassifier(["image"], dropout=0.0, trainable_backbone=frames, device="cpu").train()
     optimizer = make_adam(classifier.trainable_parameters(), 1e-4)
     step = train_classifier.shared_step(classifier, optimizer)
     torch.manual_seed(7)
@@ -121,7 +131,9 @@ def make_step(state, device):
     compute_in(next(iter(weights.values())).dtype)
     if "classifier" in state:
         return train_classifier.make_shared_step(state, device)
-    shared, lr = build.make_shared_update(state, device), state["config"]["lr"]
+    shared, lr = torchrun.make_shared_update(state, device), state["config"]["lr"]
+    if lr == DRAW:
+        shared.step = draw
     if lr == DRIFT:
         shared.parameters[0].data.add_(1e-3)
     if lr == FAIL:
@@ -131,13 +143,28 @@ def make_step(state, device):
     return shared
 
 
+def draw(batch):
+    """Numbers that a step may draw; the largest of all processes, and their mean."""
+    number = torch.rand(())
+    return {"number": number, "number_max": number}
+
+
 def main():
     folder, *names = sys.argv[1:]
     for name in names:
+        if name == "draws":
+            agent = make_agent(lr=DRAW)
+            update = torchrun.shared_update(agent)
+            update.step = draw
+            for seed in (0, 1, 0):
+                torch.manual_seed(seed)
+                infos = [update({"rows": torch.zeros(BATCH)}) for _ in range(2)]
+                print(name, *(f"{info[key].item():.9f}" for info in infos for key in ("number", "number_max")))
+            continue
         if name in ("drift", "fail", "die", "own failure"):
             lr = {"drift": DRIFT, "fail": FAIL, "die": DIE}.get(name, 1e-3)
             agent = make_agent(lr=lr)
-            update = build.shared_update(agent)
+            update = torchrun.shared_update(agent)
             update(hybrid_batch(agent, 0))
             if name == "own failure":
                 shared, update.step = update, lambda *_, **__: 1 / 0
@@ -148,8 +175,8 @@ def main():
                 print("drifted:", error)
         else:
             torch.save(run_case(name), Path(folder) / f"{name}.pt")
-            print(f"{name} done by process {rank()}")
+            print(f"{name} done by process {torchrun.rank()}")
 
 
 if __name__ == "__main__":
-    run_script(main, make_step)
+    run_script(lambda: torchrun.run(main, make_step))

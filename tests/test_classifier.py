@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,15 @@ from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training import run
 from pytorch_serl.training.backbone import find_backbone
-from pytorch_serl.training.classifier_report import area_under_curve, balanced_loss, choose_threshold, confusion
+from pytorch_serl.training.classifier_report import (
+    area_under_curve,
+    balanced_loss,
+    choose_threshold,
+    confusion,
+    describe,
+    scaled_loss,
+    validation_report,
+)
 from pytorch_serl.utils.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +106,26 @@ def test_predict_success_of_single_batch_and_tensor(classifier):
     classifier.threshold = prob
     assert classifier.predict_success({"image": image}) == (prob, False)
     assert classifier.training  # dropout was off in the prediction only
+
+
+def test_threads_may_ask_a_classifier_in_training(classifier):
+    """Nothing of the module is switched for a prediction: another thread, or a training step, would see it."""
+    images = [{"image": picture(np.random.default_rng(i), i % 2)} for i in range(6)]
+    wanted = [classifier.predict_success(obs) for obs in images]
+    modes = []
+    for module in classifier.modules():
+        module.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+        module.train = None  # whoever calls it fails
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(classifier.predict_success, images * 5))
+    assert answers == wanted * 5 and classifier.training and all(modes)
+
+
+def test_dropout_can_be_asked_for(classifier):
+    features = classifier.features(tensors(batch(np.random.default_rng(0), [1, 0])))
+    still = classifier.logits(features, dropout=False)
+    assert torch.equal(still, classifier.eval().logits(features))
+    assert not torch.equal(still, classifier.logits(features, dropout=True))
 
 
 def test_confident_probabilities_still_differ(classifier):
@@ -218,6 +247,18 @@ def test_figures_by_hand():
     assert area_under_curve(prob, labels) == pytest.approx(3.5 / 4)  # three pairs in order, one tie
     logits = np.array([0.0, 0.0, 800.0])
     assert balanced_loss(logits, np.array([1, 0, 1])) == pytest.approx((math.log(2) / 2 + math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("gap, informative", [(3.0, True), (0.0, False), (-3.0, False)])
+def test_figures_that_say_nothing_are_said_to(gap, informative):
+    rng, labels = np.random.default_rng(0), np.repeat([1, 0], [30, 60])
+    report = validation_report(rng.normal(size=90) + gap * labels, labels, 0.01)
+    assert report["informative"] is informative and (report["auc_lower_95"] > 0.5) is informative
+    assert ("do not show that it tells success from failure" in describe(report)) is not informative
+    assert report["at_threshold"]["false_positive_rate"] <= 0.01  # also where the threshold means little
+    assert not validation_report(np.array([3.0, -3.0]), np.array([1, 0]), 0.01)["informative"]  # two frames
+    old = {name: value for name, value in report.items() if name not in ("informative", "auc_lower_95")}
+    assert "AUC" in describe(old)  # of a classifier that an earlier version saved
 
 
 # ---------------------------------------------------------------- what the scripts share
@@ -395,6 +436,52 @@ def test_resume_continues_bit_for_bit(data, tmp_path):
     shorter = load_checkpoint(tmp_path / "whole" / "last.pt")
     train(*flags(data, tmp_path / "other", num_epochs=4, seed=1))
     assert not equal(shorter["classifier"], load_checkpoint(tmp_path / "other" / "last.pt")["classifier"])
+
+
+def test_resume_keeps_its_split(data, tmp_path, capsys, monkeypatch):
+    train(*flags(data, tmp_path / "run", num_epochs=1))
+    first = capsys.readouterr().out
+    assert "held out together by file name; 1 of 3 scenes are held out" in first
+    monkeypatch.setattr(train_classifier, "split_by_group", None)  # as if the rules had changed since
+    train(*flags(data, tmp_path / "run", num_epochs=2, resume=True))
+    again = capsys.readouterr().out
+    line = next(line for line in first.splitlines() if line.startswith("split: "))
+    assert line in again and "8 of 24 frames for validation" in line
+    report = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert (report["success_frames"], report["failure_frames"]) == (8, 8) and report["split"].startswith(line)
+
+
+def test_runs_of_an_independent_split_are_not_continued(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(*flags(data, out, num_epochs=1))
+    content = load_checkpoint(out / "last.pt")
+    del content["split"]
+    run.save_checkpoint(out / "last.pt", content)
+    refused(capsys, "last.pt.*earlier version.*best.pt can be used.*--overwrite", flags(data, out, resume=True))
+
+
+def scripted_logits(monkeypatch, epochs):
+    """Let validation see these logits, one array per epoch, then the first one's."""
+    left = list(epochs)
+    monkeypatch.setattr(train_classifier, "validation_logits", lambda *_: left.pop(0) if left else epochs[0])
+
+
+def test_an_untrained_first_epoch_is_not_kept_silently(data, tmp_path, capsys, monkeypatch):
+    labels = np.repeat([1, 0], 8)
+    guess = np.tile([0.02, -0.01], 8)
+    sure_and_wrong = np.tile([4.0, -4.0], 8)
+    scripted_logits(monkeypatch, [guess, sure_and_wrong, sure_and_wrong])
+    train(*flags(data, tmp_path / "contradicted", num_epochs=3))
+    text = capsys.readouterr().out
+    assert re.search(r"warning: of 3 epochs the first is kept.*was 0.69 after it and is 2.02 now", text), text
+    assert "do not show that it tells success from failure" in text and "(epoch 1, " in text
+    # told apart, though with more confidence than is due: better than a guess, whose loss is lower
+    good = np.where(labels == 1, 9.0, -9.0) - 50.0 * (np.arange(16) == 0)
+    scripted_logits(monkeypatch, [guess, good, guess])
+    train(*flags(data, tmp_path / "kept", num_epochs=3))
+    text = capsys.readouterr().out
+    assert balanced_loss(good, labels) > balanced_loss(guess, labels) > scaled_loss(good, labels)
+    assert "(epoch 2, " in text and "the first is kept" not in text
 
 
 def test_interrupt_saves_the_last_whole_epoch(data, tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.envs.human.scripted import ScriptedHuman
 from pytorch_serl.envs.record import record
 from pytorch_serl.envs.tabletop import task
@@ -455,6 +456,12 @@ def test_recorded_files(mode, tmp_path):
             for h in heights
         ]  # 0: z of 8 cm; -0.947: 2.5 cm deep
         assert all(d == bool(label) for d in done)
+        scenes = [{frame["scene"] for frame in pickle.loads(path.read_bytes())} for path in files]
+        assert scenes == [{0}, {1}, {2}, {3}]  # the same in both classes
+    ends = np.cumsum([0] + [t["dones"] for t in demos])[:-1]
+    assert [t["scene"] for t in demos] == [4 + end for end in ends]
+    frames = read_classifier_frames(tmp_path / "success", tmp_path / "failure", ["image"])
+    assert "scene number; 1 of 4 scenes are held out" in split_by_group(frames)[2]
     assert not list(tmp_path.rglob("*.part"))
 
 

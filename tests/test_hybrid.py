@@ -571,17 +571,21 @@ def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monk
     assert list(episode_files(out)) == [0]
 
 
-def test_what_the_learner_of_a_killed_run_had_already_is_not_learned_twice(demos, tmp_path):
+def test_a_learner_that_takes_another_ones_place_reads_what_the_checkpoint_lacks_and_no_more(demos, tmp_path):
+    """The checkpoint has the first of four recorded episodes, and three of them were handed over."""
     run = training(demos, tmp_path, env="TinyHuman-v0")
     episode(run)
-    noted = run.state()
+    run.learner.save(LENGTH, run.state())
+    episode(run), episode(run)
+    handed_over = len(run.learner.online)
     run.actor.start_episode()
-    run.act(0), run.act(1)
-    run.learner.save(LENGTH, noted | {"added_since": 2})  # as the learner does whose actor was killed
-    run.actor.act(2)  # recorded, and never sent
+    run.actor.act(2)
+    successor = training(demos, tmp_path, env="TinyHuman-v0").learner
+    step, progress = successor.load()
+    assert (step, progress["episode"]) == (LENGTH, 1) and successor.recover(1, end=3) == (3, 2 * LENGTH)
+    assert handed_over == len(successor.online) == 3 * LENGTH and len(successor.demo) == len(run.learner.demo)
     again = training(demos, tmp_path, env="TinyHuman-v0")
-    assert again.load() == LENGTH + 3 == len(again.learner.online)
-    assert "added_since" not in again.progress
+    assert again.load() == 3 * LENGTH + 1 == len(again.learner.online) and again.actor.episode == 4
 
 
 def test_an_episode_solved_alone_joins_the_demos_also_when_recovered(demos, tmp_path):
@@ -621,7 +625,7 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(what, demo
     assert content(out)["step"] >= 4 * LENGTH
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypatch, capsys):
     act = train_hybrid.HybridTraining.act
 

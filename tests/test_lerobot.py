@@ -11,7 +11,8 @@ import pytest
 from pytorch_serl.data.checks import DataError
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter
-from pytorch_serl.data.lerobot import reader, writer
+from pytorch_serl.data.lerobot import reader
+from pytorch_serl.data.lerobot import writer as lerobot_writer
 from pytorch_serl.data.lerobot.files import resized
 from pytorch_serl.networks.resnet import ResNet10
 from tests.runs import FIXED, LEARNED, make_demos
@@ -58,7 +59,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lerobot")
     (folder / "demos.pkl").write_bytes(pickle.dumps(transitions()))
     options = ["--demo_paths", str(folder / "demos.pkl"), "--fps", str(FPS), "--output_dir", str(folder / "own")]
-    assert writer.main(options) == 0
+    assert lerobot_writer.main(options) == 0
     return folder
 
 
@@ -133,7 +134,7 @@ def test_a_runs_episodes_are_written(tmp_path):
                 obs[i + 1],
             )
     options = ["--run_dir", str(tmp_path / "run"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert writer.main(options) == 0
+    assert lerobot_writer.main(options) == 0
     demos = read_demos(tmp_path / "set", "image", FIXED)
     assert [t["masks"] for t in demos.transitions] == [1, 1, 0, 1, 1, 1] and demos.image_shapes["image"] == (33, 31, 3)
     assert [t["dones"] for t in demos.transitions] == [False, False, True] * 2
@@ -246,17 +247,17 @@ def test_damaged_and_older_datasets_are_named(foreign):
 @reading
 def test_the_writer_refuses(source, tmp_path, capsys):
     options = ["--demo_paths", str(source / "demos.pkl"), "--fps", "10", "--output_dir"]
-    assert writer.main([*options, str(source / "own")]) == 2
+    assert lerobot_writer.main([*options, str(source / "own")]) == 2
     assert "own exists" in capsys.readouterr().err
     demos = transitions()
     demos[2]["next_observations"] = demos[0]["observations"]
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps(demos))
     options = ["--demo_paths", str(tmp_path / "leap.pkl"), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert writer.main(options) == 2
+    assert lerobot_writer.main(options) == 2
     assert "transition 2: next_observations: got another picture or state" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leap.pkl"]
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps([demos[0], {}]))
-    assert writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
+    assert lerobot_writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
@@ -268,7 +269,7 @@ def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_pa
         read_demos(tmp_path, "front", FIXED)
     demos = make_demos(tmp_path / "demos.pkl")
     options = ["--demo_paths", str(demos), "--fps", "10", "--output_dir", str(tmp_path / "set")]
-    assert writer.main(options) == 2 and "requirements/lerobot-data.txt" in capsys.readouterr().err
+    assert lerobot_writer.main(options) == 2 and "requirements/lerobot-data.txt" in capsys.readouterr().err
 
 
 def test_resizing_is_the_encoders():

@@ -45,7 +45,8 @@ def no_published_backbone(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(train_offline.signal, "signal", signal.signal)
     yield
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def words(demos, out, **changes):
@@ -231,7 +232,7 @@ def interrupt(capsys, command):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_saves_the_last_whole_update(number, demos, tmp_path, monkeypatch, capsys):
     once, twice = tmp_path / "once", tmp_path / "twice"
     train_offline.main(words(demos, once))

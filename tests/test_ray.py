@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -15,14 +16,17 @@ import torch
 import train_hybrid
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.training import build
+from pytorch_serl.training.learner import Schedule
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
+from tests.test_hybrid import training
 from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="pip install -r requirements/ray.txt")
 
-from pytorch_serl.scaling.processes import acting_modules, pack  # noqa: E402
-from pytorch_serl.scaling.ray_cluster import LearnerHost  # noqa: E402
+from pytorch_serl.scaling import ray_cluster  # noqa: E402
+from pytorch_serl.scaling.parameters import acting_modules, pack  # noqa: E402
+from pytorch_serl.scaling.ray_cluster import LearnerHost, RayLearner  # noqa: E402
 from pytorch_serl.scaling.ray_robots import RobotWorker  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("empty_home")
@@ -128,9 +132,117 @@ def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
 def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
     host = LearnerHost()
     host.begin({"settings": {"save_dir": tmp_path}}, "token", 1)
-    ((name, (error, _)),) = host.exchange(host.life, 0, [], 0.0)
+    ((name, (error, _)),) = host.exchange(host.life, [], "ready")
     assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)
-    assert host.exchange(("elsewhere", 1, "a predecessor"), 0, [("add", ())], 0.0) is None and host.calls.empty()
+    assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())], "save") is None and host.calls.empty()
+
+
+class Here:
+    """A `LearnerHost` in this process with the face of a Ray actor; it is lost at the calls that `lose` names.
+
+    lose: (name of a call, the how manieth of it, whether the learner has still heard it).
+    """
+
+    def __init__(self, lose=()):
+        self.host, self.lose, self.asked, self.lost = LearnerHost(), list(lose), Counter(), 0
+
+    def __getattr__(self, name):
+        method = self.lossy_exchange if name == "exchange" else getattr(self.host, name)
+        return type("Method", (), {"remote": staticmethod(method)})
+
+    def lossy_exchange(self, life, calls, until):
+        if life == self.host.life:
+            self.asked[until] += 1
+            for name, number, heard in self.lose:
+                if name == until and self.asked[until] == number:
+                    if heard:
+                        self.host.exchange(life, calls, until)
+                    self.host.calls.send(("stop", ()))  # it has the lock of the run
+                    self.host, self.lost = LearnerHost(), self.lost + 1
+                    raise ray.exceptions.RayActorError
+        return self.host.exchange(life, calls, until)
+
+
+def a_run(demos, out, lose, monkeypatch):
+    """What the loop asks of a learner, in short; returns the host, the policy that was evaluated last, and the end."""
+    host = Here(lose)
+    monkeypatch.setattr(ray_cluster, "start_host", lambda use_gpu: host)
+    monkeypatch.setattr(ray_cluster.ray, "put", lambda x: x)
+    monkeypatch.setattr(ray_cluster.ray, "get", lambda x, timeout=None: x)
+    monkeypatch.setattr(ray_cluster.ray, "get_gpu_ids", list)
+    monkeypatch.setattr(ray_cluster.ray, "kill", lambda host: host.host.calls.send(("stop", ())))
+    run = training(demos, out, env="Tiny-v0", pretrain_steps=2)
+    schedule = Schedule(4, 2, 1, 2, 1.0, 100, imitate_successes=True)
+    known = {"script": "a test", "settings": {}, "demos": 0}
+    learner = RayLearner(
+        run.agent,
+        False,
+        save_dir=out,
+        identity=known,
+        schedule=schedule,
+        capacity=99,
+        demo_capacity=99,
+        views=2,
+        seed=0,
+    )
+    learner.store_demos(train_hybrid.read_demos(demos, ["image"], FIXED))
+    while learner.pretrained < 2:
+        learner.pretrain()
+    learner.averaged()
+    learner.save_averaged(out / "best.pt")
+    learner.save(0, {"evaluated": 0, "episode": 0})
+    step = 0
+    for number in range(4):
+        run.actor.start_episode()
+        done = False
+        while not done:
+            transition, corrected = run.actor.act(step)
+            learner.add(transition, to_demos=corrected)
+            done, step = transition["dones"], step + 1
+            if done:
+                learner.end_episode(run.actor.solved and not run.actor.helped)
+            learner.learn(step)
+        learner.catch_up(0)
+        if number == 1:
+            learner.save(step, {"evaluated": 0, "episode": 2})
+    policy = learner.averaged()
+    learner.save_averaged(out / "best.pt")
+    learner.save(step, {"evaluated": step, "episode": 4})
+    assert learner.learned() <= learner.steps == step and learner.episode == 4
+    learner.close()
+    return host, policy
+
+
+def stored_actions(out, buffer):
+    parts = [load_checkpoint(out / part["file"]) for part in content(out)["parts"] if part["buffer"] == buffer]
+    return np.concatenate([part["columns"]["action"].numpy() for part in parts])
+
+
+NUM_DEMOS = 24  # transitions
+LOSSES = {
+    "the demos": [("store_demos", 1, True)],
+    "pretraining": [("pretrain", 2, False)],
+    "before the first checkpoint": [("save", 1, False)],
+    "its last word is a checkpoint": [("save", 2, True)],
+    "an episode that it has": [("catch_up", 5, True)],
+    "an episode that it lacks, and its successor": [("catch_up", 7, False), ("load", 1, False)],
+    "what was evaluated": [("averaged", 2, True), ("save", 3, False)],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_learner_that_is_lost_has_a_successor_that_knows_the_same(name, demos, tmp_path, monkeypatch):
+    host, policy = a_run(demos, tmp_path, LOSSES[name], monkeypatch)
+    assert host.lost == len(LOSSES[name])
+    files = [[step["actions"] for step in read_episode(path)] for path in episode_files(tmp_path).values()]
+    assert np.array_equal(stored_actions(tmp_path, "online"), np.concatenate(files))
+    solved = stored_actions(tmp_path, "demo")[NUM_DEMOS:]  # every second episode, alone
+    assert np.array_equal(solved, np.concatenate(files[::2]))
+    saved = content(tmp_path)
+    assert saved["step"] == 4 * LENGTH and saved["progress"] == {"evaluated": 24, "episode": 4, "pretrained": 2}
+    updates = saved["agent"]["optimizers"]["actor"]["state"][0]["step"]
+    assert updates == 2 + 4 * LENGTH  # what was lost with it is learned once more
+    assert equal(policy.actor.state_dict(), load_checkpoint(tmp_path / "best.pt")["modules"]["actor"])
 
 
 # ---------------------------------------------------------------- on a cluster of two nodes

@@ -11,8 +11,7 @@ from torch import nn
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
-from pytorch_serl.utils.distributed import of_whole_batch
-from pytorch_serl.utils.files import atomic_write, load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
 Tensors = dict[str, torch.Tensor]
 FRAMES_IN_CACHE = 16  # a CPU takes a third less for many frames in passes of so many, and for fewer all cameras in one
@@ -94,7 +93,7 @@ class PixelAgent:
         """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""
         images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
         if images and augment:
-            offsets = of_whole_batch(lambda x: crop_offsets(len(x), self.device), obs[images[0]])
+            offsets = crop_offsets(len(obs[images[0]]), self.device)
             obs = obs | {k: random_crop(obs[k], offsets) for k in images}
         if images and self.backbone is not None:
             obs = obs | dict(zip(images, self._maps([obs[k] for k in images])))
@@ -149,7 +148,7 @@ class PixelAgent:
         return {
             "kind": type(self).__name__,
             "config": self.config,
-            "modules": {k: m.state_dict() for k, m in modules.items()},
+            "modules": {k: uncompiled(m.state_dict()) for k, m in modules.items()},
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
         }
 
@@ -191,7 +190,7 @@ class PixelAgent:
             raise ValueError(f"{source} does not fit this agent: " + "; ".join(misfits[:8]))
         self.backbone = copy.deepcopy(self.backbone)  # a classifier may share the one that was passed in
         for name in self.state_dict()["modules"]:
-            getattr(self, name).load_state_dict(state["modules"][name])
+            load_into(getattr(self, name), state["modules"][name])
         for name in state.get("optimizers", {}):
             optimizer = self.optimizers[name]
             own = [{k: group[k] for k in ("lr", "fused")} for group in optimizer.param_groups]
@@ -206,7 +205,7 @@ class PixelAgent:
         wrong = [f"it holds a {state['kind']}, this run needs a {kind}"] * (state["kind"] != kind)
         wrong += [f"{k} is {config.get(k)}, here {self.config[k]}" for k in shaping if config.get(k) != self.config[k]]
         for name, module in self.state_dict()["modules"].items():
-            theirs = {k: tuple(v.shape) for k, v in state["modules"].get(name, {}).items()}
+            theirs = {k: tuple(v.shape) for k, v in uncompiled(state["modules"].get(name, {})).items()}
             ours = {k: tuple(v.shape) for k, v in module.items()}
             wrong += [
                 f"{name}.{k} is {theirs.get(k)}, here {ours.get(k)}"
@@ -237,14 +236,12 @@ class PixelAgent:
     def save(self, path: str) -> None:
         """Write `state_dict()` to `path`, atomically. Raises FloatingPointError as `check_finite` does."""
         self.check_finite()
-        with atomic_write(path) as file:
-            torch.save(self.state_dict(), file)
+        save_checkpoint(path, self.state_dict())
 
     def save_policy(self, path: str) -> None:
         """Write `policy_state_dict()`, which `load` takes as well, to `path`, atomically; raises as `save` does."""
         self.check_finite()
-        with atomic_write(path) as file:
-            torch.save(self.policy_state_dict(), file)
+        save_checkpoint(path, self.policy_state_dict())
 
     def load(self, path: str) -> None:
         """Take over what `save` or `save_policy` wrote.

@@ -11,7 +11,8 @@ encoding detached; the optional cloning term (`clone_weight`) is absent from the
 """
 
 import copy
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,16 @@ from pytorch_serl.agents.base import PixelAgent, Tensors
 from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
 from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE, make_adam
-from pytorch_serl.utils.distributed import average_gradients, of_whole_batch, whole_batch
+from pytorch_serl.utils.files import load_into
 
 CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 MAX_ADVANTAGE_WEIGHT = 5.0  # of exp(advantage)
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
+
+
+def alone(tensors: list[torch.Tensor]) -> None:
+    """The mean over the processes that take an update together, in place: here there is one."""
 
 
 def join_actions(arm_actions: torch.Tensor, grasp_q: torch.Tensor, num_grippers: int) -> torch.Tensor:
@@ -62,6 +67,7 @@ class SACAgent(PixelAgent):
     """
 
     num_grippers = 0
+    average: Callable[[list[torch.Tensor]], None] = staticmethod(alone)  # scaling/torchrun.py sets another
 
     def __init__(
         self,
@@ -87,9 +93,15 @@ class SACAgent(PixelAgent):
         if not self.image_keys and not state_dim:
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
         self.device = torch.device(device) if device is not None else DEVICE
+        # numpy's numbers and tensors are python's from here on, so that a checkpoint can hold them
+        action_dim, state_dim, ensemble_size = (operator.index(n) for n in (action_dim, state_dim, ensemble_size))
+        lr, discount, tau, dropout = float(lr), float(discount), float(tau), float(dropout)
+        init_temperature, trainable_backbone = float(init_temperature), bool(trainable_backbone)
+        q_range = None if q_range is None else tuple(map(float, q_range))
+        target_entropy = None if target_entropy is None else float(target_entropy)
         self.action_dim, self.state_dim = action_dim, state_dim
         self.discount, self.tau = discount, tau
-        self.q_range = (-float("inf"), float("inf")) if q_range is None else tuple(q_range)
+        self.q_range = (-float("inf"), float("inf")) if q_range is None else q_range
         self.target_entropy = -(action_dim + self.num_grippers) / 2 if target_entropy is None else target_entropy
         self.config = dict(
             image_keys=self.image_keys,
@@ -114,7 +126,7 @@ class SACAgent(PixelAgent):
         self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)
         if backbone is not None:
             for trained in self.encoder.backbones.values():
-                trained.load_state_dict(backbone.state_dict())
+                load_into(trained, backbone.state_dict())
         self.actor = Actor(self.encoder.encoding_dim, action_dim).to(self.device)
         self.temperature = Temperature(init_temperature).to(self.device)
         self.critic = Critic(self.encoder.encoding_dim, action_dim, ensemble_size)
@@ -171,13 +183,14 @@ class SACAgent(PixelAgent):
             advantage_share: of the advantage in that weight, the rest is 1. 0 where all demos are equally good: there
                 advantages are noise, and weighted by them fewer demos count.
             augment: random crops on uint8 images (stored features carry theirs already).
-            noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, to reproduce a reference.
+            noise: normal draws (B, A) for `critic_next`, `temp_next`, `actor`, and where advantages weigh for
+                `advantage`, to reproduce a reference.
         Returns: detached scalars on the device, by metric name.
         Raises ValueError for a batch that lacks something, has other shapes, or is too small for its advantages.
         """
         batch = self._prepare(batch, augment)
         draws = ("critic_next", "temp_next", "actor")
-        noise = noise or {k: of_whole_batch(torch.randn_like, batch["arm_actions"]) for k in draws}
+        noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in draws}
         train_actor = bool(sac_weight) and not critic_only
         enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
 
@@ -190,7 +203,8 @@ class SACAgent(PixelAgent):
                 losses["temperature"], temperature_info = self._temperature_loss(enc, noise["temp_next"])
                 info |= actor_info | temperature_info
             if clone_weight:
-                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], advantage_share * advantage_weighted)
+                share = advantage_share * advantage_weighted
+                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], share, noise.get("advantage"))
                 losses["clone"] = clone_weight * clone_loss
                 info |= clone_info
 
@@ -212,7 +226,7 @@ class SACAgent(PixelAgent):
         encoder_losses = [loss for name, loss in losses.items() if name not in ("actor", "temperature")]
         if encoder_losses:
             sum(encoder_losses).backward(inputs=online + actor)
-        average_gradients([*online, *actor, *self.temperature.parameters()])
+        self.average([p.grad for p in (*online, *actor, *self.temperature.parameters()) if p.grad is not None])
         for optimizer in self.optimizers.values():
             optimizer.step()
 
@@ -251,7 +265,9 @@ class SACAgent(PixelAgent):
         temperature = self.temperature()
         return temperature * (entropy - self.target_entropy), {"entropy": entropy, "temperature": temperature.detach()}
 
-    def _clone_loss(self, batch: dict, encoding: torch.Tensor, advantage_share: float) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(
+        self, batch: dict, encoding: torch.Tensor, advantage_share: float, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Tensors]:
         """w KL(pi(.|s) || N(atanh a, CLONE_STD)) before the tanh, over the demo transitions, in units of (atanh a)^2.
 
         Reverse KL, because the likelihood's optimal standard deviation is large while the mean is still wrong, and
@@ -263,22 +279,32 @@ class SACAgent(PixelAgent):
         divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - CLONE_STD**2 * std.log()).mean(-1)  # (B,)
         weight = batch["is_demo"]
         if advantage_share:
-            weight = weight * (1 - advantage_share + advantage_share * self._advantage_weight(batch, encoding.detach()))
+            weight = weight * (
+                1 - advantage_share + advantage_share * self._advantage_weight(batch, encoding.detach(), noise)
+            )
         num_demos = batch["is_demo"].sum().clamp(min=1.0)
         error = (mean.detach().tanh() - batch["arm_actions"]).abs().mean(-1)
         return (weight * divergence).sum() / num_demos, {"clone_error": (batch["is_demo"] * error).sum() / num_demos}
 
     @torch.no_grad()
-    def _advantage_weight(self, batch: dict, encoding: torch.Tensor) -> torch.Tensor:
+    def _advantage_weight(self, batch: dict, encoding: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """exp(advantage / spread of Q over the batch), capped, mean 1: (B,)."""
         if len(encoding) < 2:
             raise ValueError("advantage_weighted needs a batch of two or more: the spread of Q over it is the unit")
         mean, std = self.actor(encoding)
-        policy_action, _ = sample_tanh_normal(mean, std, of_whole_batch(torch.randn_like, mean))
+        policy_action, _ = sample_tanh_normal(mean, std, torch.randn_like(mean) if noise is None else noise)
         q = self.critic(encoding, batch["arm_actions"])  # (E, B)
         advantage = (q - self.critic(encoding, policy_action)).amin(0)  # (E, B) -> (B,)
-        weight = (advantage / (whole_batch(q.mean(0)).std() + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
-        return weight / whole_batch(weight).mean()
+        q = q.mean(0)  # (B,)
+        spread = self._batch_mean((q - self._batch_mean(q)) ** 2).sqrt()
+        weight = (advantage / (spread + 1e-3)).exp().clamp(max=MAX_ADVANTAGE_WEIGHT)
+        return weight / self._batch_mean(weight)
+
+    def _batch_mean(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean over a whole batch (B,), rows that other processes have included."""
+        mean = x.mean()
+        self.average([mean])
+        return mean
 
     # ---------------------------------------------------------------- from batch to encodings
 
@@ -360,8 +386,8 @@ class SACAgent(PixelAgent):
         (Polyak averaging). The frozen backbone is shared, not copied.
         """
         twin = copy.deepcopy(self, {id(self.backbone): self.backbone})
-        twin.online.load_state_dict(self.target.state_dict())
-        twin.actor.load_state_dict(self.average_actor.state_dict())
+        load_into(twin.online, self.target.state_dict())
+        load_into(twin.actor, self.average_actor.state_dict())
         return twin
 
 
@@ -425,9 +451,11 @@ class SACHybridAgent(SACAgent):
         assert q.shape == target_q.shape
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
 
-    def _clone_loss(self, batch: dict, encoding: torch.Tensor, advantage_share: float) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(
+        self, batch: dict, encoding: torch.Tensor, advantage_share: float, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Tensors]:
         """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
-        loss, info = super()._clone_loss(batch, encoding, advantage_share)
+        loss, info = super()._clone_loss(batch, encoding, advantage_share, noise)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0

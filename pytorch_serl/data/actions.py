@@ -90,8 +90,7 @@ def snap_grippers(path, actions, setup_mode):
     if not columns:
         return actions, 0
     commands = actions[:, columns]
-    snapped = np.round(commands)
-    far = np.abs(commands - snapped) > SNAP_DISTANCE
+    snapped, far = nearest_commands(commands)
     never_commanded = (commands != 0).any(axis=0) & (snapped == 0).all(axis=0)
     far |= never_commanded & (commands != 0)  # small values only: a twist entry, not a gripper
     if far.any():
@@ -106,6 +105,12 @@ def snap_grippers(path, actions, setup_mode):
     result = actions.copy()
     result[:, columns] = snapped
     return result, int((commands != snapped).sum())
+
+
+def nearest_commands(commands):
+    """The gripper command -1, 0 or 1 nearest to each entry, and which entries are too far from theirs to mean it."""
+    snapped = np.round(commands) + 0.0  # without a minus before a zero
+    return snapped, np.abs(commands - snapped) > SNAP_DISTANCE
 
 
 def _check_no_hidden_gripper(path, actions, setup_mode):

@@ -11,6 +11,8 @@ import numpy as np
 from pytorch_serl.data.safe_pickle import safe_load
 
 NOT_FINITE = "find its source and leave that episode out"
+ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
+LARGEST = float(np.finfo(np.float32).max)  # what a buffer can hold
 
 
 class DataError(ValueError):
@@ -191,7 +193,7 @@ def read_number(place, key, value):
         number = float(value)
     except OverflowError:  # an int beyond any float
         number = np.inf
-    if not np.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise place.error(key, show(value), "a finite number", NOT_FINITE)
     return number
 
@@ -202,3 +204,36 @@ def read_flag(place, key, value, remedy="save it as a bool"):
     if number not in (0.0, 1.0):
         raise place.error(key, f"{number:g}", "0 or 1", remedy)
     return number == 1.0
+
+
+def read_action(place, value):
+    """Return the action as float32 (A,) in [-1, 1]; what rounding put outside is clipped."""
+    if isinstance(value, (list, tuple)):
+        raise place.error("actions", show(value), "a float array (A,)", "save np.asarray(action, np.float32)")
+    action = read_vector(place, "actions", value)
+    outside = np.abs(action) > 1 + ROUNDING
+    if outside.any():
+        entry = int(np.argmax(outside))
+        raise place.error(
+            f"actions[{entry}]",
+            f"{action[entry]:.6g}",
+            "a value in [-1, 1]",
+            "record the normalised action, a gripper as -1 close, 0 hold, 1 open",
+        )
+    return action.clip(-1, 1)
+
+
+def read_penalty(place, item):
+    """Return item['grasp_penalty'], or the one in its infos: 0 or negative, or None where there is none."""
+    key, value = "grasp_penalty", item.get("grasp_penalty")
+    infos = item.get("infos")
+    if value is None and isinstance(infos, dict):
+        key, value = "infos['grasp_penalty']", infos.get("grasp_penalty")
+    if value is None:
+        return None
+    penalty = read_number(place, key, value)
+    if penalty > 0:
+        raise place.error(
+            key, f"{penalty:g}", "0 or negative: it is added to the reward", "flip its sign (HIL-SERL: -0.02)"
+        )
+    return penalty

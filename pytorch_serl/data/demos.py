@@ -19,11 +19,11 @@ from pytorch_serl.data.checks import (
     DataError,
     Place,
     load_transitions,
+    read_action,
     read_flag,
     read_number,
     read_observation,
-    read_vector,
-    show,
+    read_penalty,
     take,
 )
 from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
@@ -31,7 +31,6 @@ from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
 MIN_TO_HOLD_OUT = 5  # episodes; of fewer, each is worth more to training than to validation
-ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
 
 
 @dataclass
@@ -175,28 +174,12 @@ def read_transition(place, item, image_keys, has_state, has_masks):
     result = {
         key: read_observation(place, key, item, image_keys, has_state) for key in ("observations", "next_observations")
     }
-    result["actions"] = _read_action(place, take(place, item, "actions"))
+    result["actions"] = read_action(place, take(place, item, "actions"))
     result["rewards"] = read_number(place, "rewards", take(place, item, "rewards"))
     result["dones"] = read_flag(place, "dones", take(place, item, "dones"))
     result["masks"] = _read_mask(place, item, result["dones"], has_masks)
-    result["grasp_penalty"] = _read_penalty(place, item)
+    result["grasp_penalty"] = read_penalty(place, item)
     return result
-
-
-def _read_action(place, value):
-    if isinstance(value, (list, tuple)):
-        raise place.error("actions", show(value), "a float array (A,)", "save np.asarray(action, np.float32)")
-    action = read_vector(place, "actions", value)
-    outside = np.abs(action) > 1 + ROUNDING
-    if outside.any():
-        entry = int(np.argmax(outside))
-        raise place.error(
-            f"actions[{entry}]",
-            f"{action[entry]:.6g}",
-            "a value in [-1, 1]",
-            "record the normalised action, a gripper as -1 close, 0 hold, 1 open",
-        )
-    return action.clip(-1, 1)
 
 
 def _read_mask(place, item, done, has_masks):
@@ -213,21 +196,6 @@ def _read_mask(place, item, done, has_masks):
             "store 1 - terminated (mask 1 with dones True is a time limit)",
         )
     return float(mask)
-
-
-def _read_penalty(place, item):
-    key, value = "grasp_penalty", item.get("grasp_penalty")
-    infos = item.get("infos")
-    if value is None and isinstance(infos, dict):
-        key, value = "infos['grasp_penalty']", infos.get("grasp_penalty")
-    if value is None:
-        return None
-    penalty = read_number(place, key, value)
-    if penalty > 0:
-        raise place.error(
-            key, f"{penalty:g}", "0 or negative: it is added to the reward", "flip its sign (HIL-SERL: -0.02)"
-        )
-    return penalty
 
 
 def _fill_penalties(transitions):

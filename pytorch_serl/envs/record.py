@@ -9,6 +9,8 @@ It writes to `--output_dir` (./data):
     success/*.pkl   classifier frames {'observations': ..., 'labels': 1}, one file per episode
     failure/*.pkl   the same with `labels` 0: the way to success, lost episodes, near misses
 
+Every transition and frame has a `scene`: equal numbers were recorded together, in whichever file, and belong on one
+side of a split. `success/episode_007.pkl` and `failure/episode_007.pkl` are scene 7; demos count on from there.
 A demo's next observation is the same object as the observation that follows, so a pickle stores a frame once.
 An existing recording is left alone (exit code 2) unless `--overwrite` is given.
 """
@@ -98,9 +100,9 @@ def record(
     env.reset(seed=seed)
 
     demos, attempts = [], 0
-    for _ in range(num_demos):
+    for episode in range(num_demos):
         transitions, tries = _successful_episode(env, expert, keys)
-        demos += transitions
+        demos += [transition | {"scene": num_classifier_episodes + episode} for transition in transitions]
         attempts += tries
     classes = {"success": [], "failure": []}
     rng = np.random.default_rng([seed, 1])
@@ -181,7 +183,7 @@ def _classifier_episode(env, expert, keys, rng, episode):
     way = [t["observations"] for t in transitions]
     failure = _some(way[:-3], rng, FAILURE_FRAMES - 3) + way[-3:]  # the last ones are the hard ones
     lost = _random_frames(env, keys, rng) if episode % 2 else _near_miss_frames(env, keys, rng)
-    return _label(success, 1), _label(failure + _some(lost, rng, FAILURE_FRAMES), 0)
+    return _label(success, 1, episode), _label(failure + _some(lost, rng, FAILURE_FRAMES), 0, episode)
 
 
 def _wiggle(env, rng):
@@ -250,8 +252,8 @@ def _some(frames, rng, count):
     return [frames[i] for i in chosen]
 
 
-def _label(frames, label):
-    return [{"observations": frame, "labels": label} for frame in frames]
+def _label(frames, label, scene):
+    return [{"observations": frame, "labels": label, "scene": scene} for frame in frames]
 
 
 def _keep(obs, keys):

@@ -38,9 +38,9 @@ def resize(images: torch.Tensor) -> torch.Tensor:
 
 def _resampling(size: int) -> torch.Tensor:
     """(128, size) weights: a triangle around each target pixel's centre, as wide as a target pixel where it shrinks."""
-    positions = torch.arange(size) + 0.5
+    positions = torch.arange(size, dtype=torch.float32) + 0.5
     scale = (positions[-1] + 0.5) / IMAGE_SIZE  # source pixels per target pixel; a tensor, so that it can be traced
-    centres = (torch.arange(IMAGE_SIZE) + 0.5) * scale
+    centres = (torch.arange(IMAGE_SIZE, dtype=torch.float32) + 0.5) * scale
     weights = (1 - (positions - centres[:, None]).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
     return weights / weights.sum(1, keepdim=True)
 
@@ -91,7 +91,7 @@ def make_program(agent: SACAgent) -> torch.export.ExportedProgram:
         for i, key in enumerate(agent.image_keys)
     }
     if agent.state_dim:
-        obs["state"], shapes["state"] = torch.zeros(2, agent.state_dim), {0: batch}
+        obs["state"], shapes["state"] = torch.zeros(2, agent.state_dim, dtype=torch.float32), {0: batch}
     program = torch.export.export(Policy(agent), (obs,), dynamic_shapes={"obs": shapes}, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine

@@ -20,15 +20,14 @@ from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
 from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.device import DEVICE
-from pytorch_serl.utils.distributed import of_whole_batch
-from pytorch_serl.utils.files import atomic_write, load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
 HIDDEN_DIM = 256
 Tensors = dict[str, torch.Tensor]
 
 
 def _lecun_dense(in_dim: int, out_dim: int) -> nn.Linear:
-    layer = nn.Linear(in_dim, out_dim)
+    layer = nn.Linear(in_dim, out_dim, dtype=torch.float32)
     variance_scaling_(layer.weight, in_dim)
     nn.init.zeros_(layer.bias)
     return layer
@@ -63,6 +62,7 @@ class RewardClassifier(nn.Module):
         if not self.image_keys:
             raise ValueError("image_keys is empty; wanted one or more camera names")
         self.device = torch.device(device) if device is not None else DEVICE
+        dropout, trainable_backbone = float(dropout), bool(trainable_backbone)  # numpy's numbers and tensors, too
         self.dropout, self.trainable_backbone = dropout, trainable_backbone
         self.threshold = 0.5
         self.image_shapes: dict[str, tuple[int, int]] = {}
@@ -76,7 +76,7 @@ class RewardClassifier(nn.Module):
         self.backbone = backbone.requires_grad_(trainable_backbone)
         self.heads = nn.ModuleDict({key: ImageHead(dropout) for key in self.image_keys})
         self.dense = _lecun_dense(BOTTLENECK_DIM * len(self.image_keys), HIDDEN_DIM)
-        self.norm = nn.LayerNorm(HIDDEN_DIM, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(HIDDEN_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.out = _lecun_dense(HIDDEN_DIM, 1)
         self.to(self.device)
 
@@ -91,26 +91,29 @@ class RewardClassifier(nn.Module):
         with torch.set_grad_enabled(self.trainable_backbone and torch.is_grad_enabled()):
             return {key: self.backbone(images[key]) for key in self.image_keys}
 
-    def encode(self, features: Tensors) -> torch.Tensor:
-        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras)."""
+    def encode(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
+        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras); `dropout` None: as the mode says."""
+        dropout = self.training if dropout is None else dropout
         heads = [(self.heads[key], features[key]) for key in self.image_keys]
-        return torch.cat([head(head.pool(maps), dropout=self.training) for head, maps in heads], -1)
+        return torch.cat([head(head.pool(maps), dropout) for head, maps in heads], -1)
 
-    def logits(self, features: Tensors) -> torch.Tensor:
+    def logits(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
         """Feature maps (B, 512, 16) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
-        x = self.dense(self.encode(features))  # (B, 256)
-        x = of_whole_batch(lambda x: F.dropout(x, self.dropout, self.training), x)
+        dropout = self.training if dropout is None else dropout
+        x = F.dropout(self.dense(self.encode(features, dropout)), self.dropout, dropout)  # (B, 256)
         return self.out(F.relu(self.norm(x))).squeeze(-1)
 
-    def forward(self, images: Tensors) -> torch.Tensor:
-        """uint8 images (B, H, W, 3) per camera -> logits (B,)."""
-        return self.logits(self.features(images))
+    def forward(self, images: Tensors, dropout: bool | None = None) -> torch.Tensor:
+        """uint8 images (B, H, W, 3) per camera -> logits (B,); `dropout` None: in `train()` mode only."""
+        return self.logits(self.features(images), dropout)
 
     # ---------------------------------------------------------------- use
 
     @torch.no_grad()
     def predict_success(self, obs: dict[str, Any]) -> tuple[float, bool] | tuple[np.ndarray, np.ndarray]:
         """Probability of success and whether it is above `threshold`; without dropout in any mode.
+
+        Nothing of the module is changed, so several threads may ask at the same time.
 
         Args:
             obs: uint8 images (H, W, 3) or (B, H, W, 3) as numpy arrays or tensors; keys other than the cameras are
@@ -119,12 +122,7 @@ class RewardClassifier(nn.Module):
         Raises ValueError for a missing camera, a float image, a wrong shape.
         """
         images, single = self._check(obs)
-        was_training = self.training
-        self.eval()
-        try:
-            logits = self(images)
-        finally:
-            self.train(was_training)
+        logits = self(images, dropout=False)  # the mode stays as it is: other threads may be asking, or training
         prob = logits.cpu().double().sigmoid().numpy()  # float64, so that confident frames still differ
         return (float(prob[0]), bool(prob[0] > self.threshold)) if single else (prob, prob > self.threshold)
 
@@ -177,7 +175,7 @@ class RewardClassifier(nn.Module):
             "threshold": float(self.threshold),
             "image_shapes": {key: [int(n) for n in shape] for key, shape in self.image_shapes.items()},
             "validation": self.validation,
-            "weights": self.state_dict(),
+            "weights": uncompiled(self.state_dict()),
         }
         if not self.trainable_backbone and is_shipped(self.backbone):
             content["weights"] = {k: v for k, v in content["weights"].items() if not k.startswith("backbone.")}
@@ -193,7 +191,8 @@ class RewardClassifier(nn.Module):
             weights = weights | {f"backbone.{name}": value for name, value in named.items()}
         if content["image_keys"] != self.image_keys:
             wrong.append(f"its image_keys are {content['image_keys']}, here {self.image_keys}")
-        ours, theirs = ({k: tuple(v.shape) for k, v in d.items()} for d in (self.state_dict(), weights))
+        states = uncompiled(self.state_dict()), uncompiled(weights)
+        ours, theirs = ({k: tuple(v.shape) for k, v in state.items()} for state in states)
         wrong += [
             f"{name} is {theirs.get(name, 'absent')}, here {ours.get(name, 'absent')}"
             for name in sorted(ours.keys() | theirs.keys())
@@ -203,14 +202,13 @@ class RewardClassifier(nn.Module):
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise ValueError(f"{source} does not fit this classifier: " + "; ".join(wrong[:8]) + more)
         self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
-        self.load_state_dict(weights)
+        load_into(self, weights)
         self.threshold, self.validation = content["threshold"], content["validation"]
         self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `checkpoint()` to `path`, atomically."""
-        with atomic_write(path) as file:
-            torch.save(self.checkpoint(), file)
+        save_checkpoint(path, self.checkpoint())
 
     def load(self, path: str | os.PathLike) -> None:
         """Take over what `save` or train_classifier.py wrote, its backbone included."""

@@ -1,4 +1,7 @@
-"""Dense layers and MLPs with flax's initialisers: Dense, LayerNorm, tanh (HIL-SERL networks/mlp.py)."""
+"""Dense layers and MLPs with flax's initialisers: Dense, LayerNorm, tanh (HIL-SERL networks/mlp.py).
+
+Parameters are float32 whatever torch's default dtype is, as the observations are.
+"""
 
 import math
 
@@ -19,7 +22,7 @@ def variance_scaling_(weight: torch.Tensor, fan_in: int, scale: float = 1.0) -> 
 
 def dense(in_dim: int, out_dim: int) -> nn.Linear:
     """A linear layer, xavier-uniform weights and zero bias."""
-    layer = nn.Linear(in_dim, out_dim)
+    layer = nn.Linear(in_dim, out_dim, dtype=torch.float32)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -31,7 +34,7 @@ def mlp(in_dim: int, hidden_dims: tuple[int, ...], activate_final: bool = True) 
     for i, width in enumerate(hidden_dims):
         layers.append(dense(in_dim, width))
         if activate_final or i + 1 < len(hidden_dims):
-            layers += [nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Tanh()]
+            layers += [nn.LayerNorm(width, eps=LAYER_NORM_EPS, dtype=torch.float32), nn.Tanh()]
         in_dim = width
     return nn.Sequential(*layers)
 
@@ -41,8 +44,8 @@ class EnsembleDense(nn.Module):
 
     def __init__(self, ensemble_size: int, in_dim: int, out_dim: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(ensemble_size, in_dim, out_dim))
-        self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, out_dim))
+        self.weight = nn.Parameter(torch.empty(ensemble_size, in_dim, out_dim, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, out_dim, dtype=torch.float32))
         for member in self.weight:
             nn.init.xavier_uniform_(member)
 
@@ -55,8 +58,8 @@ class EnsembleLayerNorm(nn.Module):
 
     def __init__(self, ensemble_size: int, dim: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(ensemble_size, 1, dim))
-        self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, dim))
+        self.weight = nn.Parameter(torch.ones(ensemble_size, 1, dim, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, dim, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = nn.functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
-from pytorch_serl.utils.distributed import of_whole_batch, rank, rows_of, world_size
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,7 +21,7 @@ BOTTLENECK_DIM, STATE_EMBEDDING_DIM = 256, 64
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False, dtype=torch.float32)
     variance_scaling_(conv.weight, in_channels * kernel * kernel, scale=2.0)
     return conv
 
@@ -39,12 +38,12 @@ class ResNetBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.conv1 = _conv(in_channels, channels, 3, stride, 1 if stride == 1 else 0)
-        self.norm1 = nn.GroupNorm(4, channels, eps=1e-5)
+        self.norm1 = nn.GroupNorm(4, channels, eps=1e-5, dtype=torch.float32)
         self.conv2 = _conv(channels, channels, 3, 1, 1)
-        self.norm2 = nn.GroupNorm(4, channels, eps=1e-5)
+        self.norm2 = nn.GroupNorm(4, channels, eps=1e-5, dtype=torch.float32)
         if in_channels != channels:
             self.conv_proj = _conv(in_channels, channels, 1, stride, 0)
-            self.norm_proj = nn.GroupNorm(4, channels, eps=1e-5)
+            self.norm_proj = nn.GroupNorm(4, channels, eps=1e-5, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.norm1(self.conv1(_pad_same(x) if self.stride == 2 else x)))
@@ -59,11 +58,11 @@ class ResNet10(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv_init = _conv(3, 64, 7, 2, 3)
-        self.norm_init = nn.GroupNorm(4, 64, eps=1e-5)
+        self.norm_init = nn.GroupNorm(4, 64, eps=1e-5, dtype=torch.float32)
         widths = (64, 64, 128, 256, 512)
         self.blocks = nn.ModuleList(ResNetBlock(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(4))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # as images come: no convolution has to reorder them
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
@@ -92,12 +91,12 @@ def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Dropout of (B, D), D divisible by 4; on a CPU the mask comes from 16-bit random numbers, four to each draw.
 
     There PyTorch's own mask, one serial draw per element, takes longer than the Dense that follows. The rate is
-    rounded to a multiple of 2^-16. Of several processes each draws for the whole batch, and takes its rows.
+    rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu":
-        return of_whole_batch(lambda x: F.dropout(x, rate), x)
-    draws = torch.empty(x.numel() * world_size() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    draws = draws.view(x.shape[1], -1)[:, rows_of(rank())]  # (D, B): in the layout of `ImageHead.pool`
+        return F.dropout(x, rate)
+    draws = torch.empty(x.numel() // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = draws.view(x.shape[1], -1)  # (D, B): in the layout of `ImageHead.pool`
     dropped = round(rate * 2**16)
     kept = torch.ge(draws, dropped - 2**15, out=x.new_empty(draws.shape)).T  # 0.0 or 1.0
     return torch.addcmul(x.new_zeros(()), kept, x, value=2**16 / (2**16 - dropped))
@@ -111,13 +110,13 @@ class ImageHead(nn.Module):
     def __init__(self, dropout: float = 0.1):
         super().__init__()
         channels, positions = FEATURE_SHAPE
-        self.embeddings = nn.Parameter(torch.empty(channels, positions, self.NUM_EMBEDDINGS))
+        self.embeddings = nn.Parameter(torch.empty(channels, positions, self.NUM_EMBEDDINGS, dtype=torch.float32))
         variance_scaling_(self.embeddings, channels * positions)
         pooled_dim = channels * self.NUM_EMBEDDINGS
-        self.bottleneck = nn.Linear(pooled_dim, BOTTLENECK_DIM)
+        self.bottleneck = nn.Linear(pooled_dim, BOTTLENECK_DIM, dtype=torch.float32)
         variance_scaling_(self.bottleneck.weight, pooled_dim)
         nn.init.zeros_(self.bottleneck.bias)
-        self.norm = nn.LayerNorm(BOTTLENECK_DIM, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(BOTTLENECK_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.dropout = dropout
 
     def pool(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -139,6 +138,7 @@ class ImageHead(nn.Module):
 def check_image_keys(image_keys: Iterable[str]) -> list[str]:
     """The camera names as a list. Raises ValueError for duplicates and for names that a module cannot have."""
     keys = [image_keys] if isinstance(image_keys, str) else list(image_keys)
+    keys = [str(key) if isinstance(key, str) else key for key in keys]  # numpy's text becomes python's
     if len(set(keys)) < len(keys):
         raise ValueError(f"image_keys is {keys}; wanted each camera once")
     for key in keys:
@@ -161,7 +161,7 @@ class ObservationEncoder(nn.Module):
         self.backbones = nn.ModuleDict({key: ResNet10() for key in self.image_keys} if trainable_backbone else {})
         if state_dim:
             self.state_dense = dense(state_dim, STATE_EMBEDDING_DIM)
-            self.state_norm = nn.LayerNorm(STATE_EMBEDDING_DIM, eps=LAYER_NORM_EPS)
+            self.state_norm = nn.LayerNorm(STATE_EMBEDDING_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.state_dim = state_dim
         self.encoding_dim = BOTTLENECK_DIM * len(self.image_keys) + (STATE_EMBEDDING_DIM if state_dim else 0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.utils.files import uncompiled
 
 SHIPPED_PATH = Path(__file__).with_name("resnet10_shipped.pt")  # float16; made by recipes/backbone/distill.py
 SHIPPED_SHA256 = "6873dc046a3e147b839957b7b9bc8d6d795f9135bb3e8c5d847e1327ec4b7fff"
@@ -38,7 +39,8 @@ def is_shipped(backbone: ResNet10) -> bool:
         shipped = shipped_state()
     except ValueError:
         return False
-    return all(torch.equal(value.detach().cpu(), shipped[name]) for name, value in backbone.state_dict().items())
+    state = uncompiled(backbone.state_dict())
+    return all(torch.equal(value.detach().cpu(), shipped[name]) for name, value in state.items())
 
 
 def named_state(sha256: str, source: str) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ shared memory; the frozen backbone crosses once, at the start.
 """
 
 import atexit
-import fcntl
 import io
 import multiprocessing as mp
 import os
@@ -15,91 +14,36 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
+from pytorch_serl.scaling.parameters import SharedParameters, acting_modules, pack
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
-from pytorch_serl.training.run import seed_all
-from pytorch_serl.utils.files import WriteError
+from pytorch_serl.training.run import LEARNER_LOCK as LOCK
+from pytorch_serl.training.run import LOCK_SECONDS, seed_all
+from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
-LOCK_SECONDS = 10.0  # for the learner of a killed run to save
-LOCK = ".learner.lock"
-
-
-class RunInUse(ValueError):
-    """Another process writes to the run's directory."""
+EVALUATED = ".evaluated.tmp"  # the policy that `averaged` returned last, until it is known whether it is the best
 
 
 class LearnerError(RuntimeError):
     """The learner's process ended; the message has its traceback."""
 
 
-class SharedParameters:
-    """Two slots of shared memory and a version: one process writes, another reads, nobody waits.
-
-    Args:
-        count: float32 numbers in a slot.
-        context: of `multiprocessing`.
-    """
-
-    def __init__(self, count: int, context: Any):
-        self.slots = torch.empty(2, count).share_memory_()
-        self.version = context.Value("q", 0, lock=False)
-
-    def write(self, modules: Iterable[nn.Module]) -> int:
-        """Publish the modules' parameters as the next version, which it returns."""
-        version = self.version.value + 1
-        self.slots[version % 2].copy_(pack(modules))
-        self.version.value = version
-        return version
-
-    def read(self, modules: Iterable[nn.Module], known: int) -> int:
-        """Take over the newest version if it is newer than `known`; returns the version that the modules have now."""
-        while (version := self.version.value) != known:
-            values = self.slots[version % 2].clone()
-            if self.version.value == version:  # else this slot may have been overwritten meanwhile
-                unpack(values, modules)
-                return version
-        return known
-
-
-def pack(modules: Iterable[nn.Module]) -> torch.Tensor:
-    """The modules' parameters one after the other, (N,) float32."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in _parameters(modules)])
-
-
-@torch.no_grad()
-def unpack(values: torch.Tensor, modules: Iterable[nn.Module]) -> None:
-    """Take over what `pack` returned for modules of the same kind."""
-    start = 0
-    for parameter in _parameters(modules):
-        parameter.copy_(values[start : start + parameter.numel()].view(parameter.shape))
-        start += parameter.numel()
-
-
-def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters()]
-
-
-def acting_modules(agent: SACAgent) -> list[nn.Module]:
-    """What an action depends on and training changes."""
-    return [agent.actor, *(module for name, module in agent.online.items() if name != "critic")]
-
-
 class LearnerCalls:
     """The methods of `Learner`, each a message to a learner elsewhere; how it gets there is the child's.
 
-    A child has `_send`, `_wait`, `_read_replies`, and `info` and `pretrained` as `RemoteLearner` has them.
+    A child has `_send`, `_ask`, `refresh`, and `save_dir`, `info` and `pretrained` as `RemoteLearner` has them.
     """
 
     # ---------------------------------------------------------------- calls that do not wait
@@ -107,54 +51,47 @@ class LearnerCalls:
     def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
         self._send("add", transition, to_demos)
 
-    def imitate(self, transition: dict[str, Any]) -> None:
-        self._send("imitate", transition)
+    def end_episode(self, solved_alone: bool) -> None:
+        self._send("end_episode", solved_alone)
 
     def learn(self, step: int) -> dict[str, float]:
         """Allow the learner what this environment step allows; returns the figures of its newest update, if any."""
         self._send("learn", step)
-        self._read_replies()
         self.refresh()
         return self.info
-
-    def note(self, step: int, progress: dict[str, Any]) -> None:
-        """What the learner saves by itself when this process is gone."""
-        self._send("note", step, progress)
 
     # ---------------------------------------------------------------- calls that wait for the answer
 
     def store_demos(self, demos: Demos) -> None:
-        self._send("store_demos", demos)
-        self._wait("store_demos")
+        self._ask("store_demos", demos)
 
     def full_size_gb(self) -> tuple[float, float]:
-        self._send("full_size_gb")
-        return self._wait("full_size_gb")
+        return self._ask("full_size_gb")
 
     def pretrain(self) -> dict[str, float]:
-        self._send("pretrain")
+        info = self._ask("pretrain")
         self.pretrained += 1
-        return self._wait("pretrain")
+        return info
 
     def catch_up(self, behind: int) -> None:
         """Wait until no more than `behind` environment steps are left to learn from."""
-        self._send("catch_up", behind)
-        self._wait("catch_up")
+        self._ask("catch_up", behind)
 
     def save_averaged(self, path: Path) -> None:
-        self._send("save_averaged", path)
-        self._wait("save_averaged")
+        """Keep what `averaged` returned last: the learner has put it on disk, where it outlives the learner."""
+        os.replace(self.save_dir / EVALUATED, path)
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
-        self._send("save", step, progress)
-        return self._wait("save")
+        return self._ask("save", step, progress)
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        self._send("load")
-        step, progress = self._wait("load")
+        step, progress = self._ask("load")
         self.pretrained = progress["pretrained"]
         self.refresh()
         return step, progress
+
+    def recover(self, first: int) -> tuple[int, int]:
+        return self._ask("recover", first)
 
     def raise_error(self, name: str, content: Any) -> None:
         """Raise the error that a reply reports; what the learner refuses is the user's mistake, and it ends."""
@@ -177,7 +114,8 @@ class RemoteLearner(LearnerCalls):
 
     def __init__(self, agent: SACAgent, **settings: Any):
         context = mp.get_context("spawn")
-        self.agent, count = agent, sum(p.numel() for p in _parameters(acting_modules(agent)))
+        self.agent, self.save_dir = agent, settings["save_dir"]
+        count = pack(acting_modules(agent)).numel()
         self.acting, self.averages = SharedParameters(count, context), SharedParameters(count, context)
         self.version, self.info, self.pretrained = 0, {}, 0
         self.replies, their_replies = context.Pipe(duplex=False)
@@ -190,19 +128,24 @@ class RemoteLearner(LearnerCalls):
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # the other cores are the learner's
-        self.process.start()
+        resource_tracker.ensure_running()  # else starting it would let the signals through
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are not for a learner, see `_serve`
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         their_calls.close(), their_replies.close()  # so that each side notices when the other one is gone
         threading.Thread(target=self._send_calls, daemon=True).start()
         atexit.register(self.close)
         self._wait("ready")
 
     def refresh(self) -> None:
-        """Bring the acting agent up to date with the newest published parameters."""
+        """Bring the acting agent up to date with the newest published parameters, and `info` with the figures."""
+        self._read_replies()
         self.version = self.acting.read(acting_modules(self.agent), self.version)
 
     def averaged(self) -> SACAgent:
-        self._send("averaged")
-        self._wait("averaged")
+        self._ask("averaged")
         policy = self.agent.averaged()  # a copy to load into
         self.averages.read(acting_modules(policy), -1)
         return policy
@@ -215,6 +158,7 @@ class RemoteLearner(LearnerCalls):
             self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
+        (self.save_dir / EVALUATED).unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- transport
 
@@ -228,6 +172,10 @@ class RemoteLearner(LearnerCalls):
                 self.connection.send(self.calls.get())
         except OSError:  # the learner is gone; who waits for it says so
             pass
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        self._send(name, *arguments)
+        return self._wait(name)
 
     def _wait(self, name: str) -> Any:
         while True:
@@ -257,7 +205,7 @@ class RemoteLearner(LearnerCalls):
 
 def _serve(calls, replies, acting, averages, work) -> None:
     """The main function of the learner's process: serve until the actor says stop, or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
@@ -287,12 +235,10 @@ def serve(calls: Any, replies: Any, acting: Any, averages: Any, work: dict[str, 
 
 def _lock(file) -> None:
     """Wait until no learner uses the run; one whose actor was killed may still be saving."""
-    for _ in range(int(LOCK_SECONDS / 0.1)):
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-    raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
+    wait_for_lock(file, LOCK_SECONDS)
+
+
+ASKED = ("store_demos", "full_size_gb", "load", "recover")  # methods of `Learner` that read what the user gave
 
 
 class _Service:
@@ -305,7 +251,6 @@ class _Service:
         self.agent = build.restore_agent(content, work["device"], "the actor's agent")
         self.learner = Learner(self.agent, **work["settings"])
         self.due, self.step, self.asked = 0, 0, False  # due: cycles that the actor's steps allow
-        self.noted, self.added_since = None, 0  # the state after an episode, and the transitions that came after it
         self.cycles, self.since, self.published = 0, time.monotonic(), 0.0
         self.reply("ready", True)
 
@@ -319,11 +264,12 @@ class _Service:
                 name, arguments = calls.recv()
                 if name == "stop":
                     return
-                getattr(self, f"on_{name}")(*arguments)
-        except (EOFError, BrokenPipeError):  # the actor was killed
-            if self.noted:
-                step, progress = self.noted
-                self.learner.save(step, progress | {"added_since": self.added_since})
+                if name in ASKED:
+                    self.ask(name, *arguments)
+                else:
+                    getattr(self, f"on_{name}")(*arguments)
+        except (EOFError, BrokenPipeError):  # the actor was killed; what it recorded is on disk for --resume
+            return
 
     def learn(self):
         info = self.learner.learn(self.step)
@@ -349,16 +295,12 @@ class _Service:
 
     def on_add(self, transition, to_demos):
         self.learner.add(transition, to_demos)
-        self.added_since += 1
 
-    def on_imitate(self, transition):
-        self.learner.imitate(transition)
+    def on_end_episode(self, solved_alone):
+        self.learner.end_episode(solved_alone)
 
-    def on_learn(self, step):
-        self.due, self.step, self.asked = self.due + 1, step, True
-
-    def on_note(self, step, progress):
-        self.noted, self.added_since = (step, progress), 0
+    def on_learn(self, step, cycles=1):
+        self.due, self.step, self.asked = self.due + cycles, step, True
 
     def on_pretrain(self):
         info = self.learner.pretrain()
@@ -371,28 +313,12 @@ class _Service:
 
     def on_averaged(self):
         published = self.averages.write(acting_modules(self.learner.averaged()))
+        self.learner.save_averaged(self.learner.save_dir / EVALUATED)
         self.publish()
         self.reply("averaged", published)
 
-    def on_adopt(self, values):
-        """A learner that is lost was asked for this policy, which may have to be saved."""
-        unpack(torch.tensor(values), acting_modules(self.learner.averaged()))
-
-    def on_save_averaged(self, path):
-        self.learner.save_averaged(path)
-        self.reply("save_averaged", True)
-
-    def on_store_demos(self, demos):
-        self.ask("store_demos", demos)
-
-    def on_full_size_gb(self):
-        self.ask("full_size_gb")
-
-    def on_load(self):
-        self.ask("load")
-
     def ask(self, name, *arguments):
-        """Call the learner; what it refuses is the user's mistake, and goes back as it is."""
+        """Call the learner's own method; what it refuses is the user's mistake, and goes back as it is."""
         try:
             answer = getattr(self.learner, name)(*arguments)
             self.publish()

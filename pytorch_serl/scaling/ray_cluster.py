@@ -1,7 +1,7 @@
 """train_hybrid.py on a Ray cluster: joining it, and the learner in a Ray actor. docs/cluster.md says how it is set up.
 
 `RayLearner` stands where the loop has its learner. The learner is the one of scaling/processes.py; when it is killed,
-Ray starts a successor, to which its checkpoint and every call since are repeated.
+Ray starts a successor, which comes back as a resumed run does: from the checkpoint and the episodes recorded since.
 
 Needs `pip install -r requirements/ray.txt`.
 """
@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
-from pytorch_serl.scaling.processes import LearnerCalls, LearnerError, acting_modules, pack, serve, unpack
+from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
+from pytorch_serl.scaling.processes import EVALUATED, LearnerCalls, LearnerError, serve
 
 try:
     import ray
@@ -32,10 +34,9 @@ except ImportError as error:
     raise ValueError("--ray_address needs Ray: python -m pip install -r requirements/ray.txt") from error
 
 ROBOT = "robot"  # the resource that a node with a robot offers
-POLL_SECONDS = 0.2
 LEARNER_RESTARTS = 20
+EVER = 10**9  # steps that a learner may be behind
 TOKEN = ".driver"  # file of a run by which the learner sees that it has the driver's folder
-TOLD_AGAIN = ("add", "imitate", "learn", "note", "pretrain")  # calls that a learner's successor must get, too
 
 
 def connect(address: str) -> None:
@@ -84,7 +85,7 @@ class LearnerHost:
 
     def __init__(self):
         self.life = socket.gethostname(), os.getpid(), uuid.uuid4().hex  # a successor has another one
-        self.calls, self.replies, self.taken = _Mailbox(), _Mailbox(), 0
+        self.calls, self.replies, self.turn = _Mailbox(), _Mailbox(), threading.Lock()
         self.acting = _Published()
 
     def who(self) -> tuple[str, int, str]:
@@ -104,25 +105,19 @@ class LearnerHost:
         arguments = (self.calls, self.replies, self.acting, _Published(), work)
         threading.Thread(target=serve, args=arguments, daemon=True).start()
 
-    def exchange(
-        self, life: tuple[str, int, str], first: int, calls: list[tuple], seconds: float
-    ) -> list[tuple] | None:
-        """Take calls, the first of which is number `first`, and give what replies there are, waiting for one.
+    def exchange(self, life: tuple[str, int, str], calls: list[tuple], until: str) -> list[tuple] | None:
+        """Pass calls on to the learner; returns its replies up to the one of name `until`, or to an error.
 
-        Returns: None, and takes nothing, where the calls are meant for a predecessor.
+        None, and passes on nothing, where the calls are meant for a predecessor.
         """
         if life != self.life:
             return None
-        for call in calls[self.taken - first :]:  # not those that came in an exchange whose answer was lost
-            self.calls.send(call)
-        self.taken = first + len(calls)
-        replies = []
-        try:
-            if seconds:
-                replies.append(self.replies.get(timeout=seconds))
-            while True:
-                replies.append(self.replies.get_nowait())
-        except queue.Empty:
+        with self.turn:
+            for call in calls:
+                self.calls.send(call)
+            replies = [self.replies.recv()]
+            while replies[-1][0] not in (until, "error", "refused"):
+                replies.append(self.replies.recv())
             return replies
 
     def newest(self, known: Any) -> tuple[Any, np.ndarray | None]:
@@ -131,67 +126,88 @@ class LearnerHost:
         return version, None if version == known else self.acting.values
 
 
-class RayLearner(LearnerCalls):
-    """The learner in a Ray actor; a killed one is started again and told what it does not know.
+def start_host(use_gpu: bool) -> Any:
+    """A Ray actor for the learner: on this node where that has what it needs, else elsewhere."""
+    here = ray.get_runtime_context().get_node_id()
+    gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
+    place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
+    host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
+    return host.options(scheduling_strategy=place).remote()
 
-    It sits on the driver's node where that has what it needs, else elsewhere, with a GPU where the cluster has one.
+
+class _Lost(Exception):
+    """The learner's process is gone, or nobody knows what it has heard."""
+
+
+class RayLearner(LearnerCalls):
+    """The learner in a Ray actor; where that is lost, its successor takes its place in the middle of a call.
+
+    Calls that do not wait go along with the next one that does, at the end of an episode at the latest.
 
     Args:
         agent: the learner starts as a copy of it.
+        use_gpu: where the cluster has one.
         settings: the other arguments of `Learner`; `save_dir` is a folder of the driver and of the learner.
     """
 
     def __init__(self, agent: SACAgent, use_gpu: bool, **settings: Any):
-        self.agent, self.info, self.pretrained, self.steps = agent, {}, 0, 0  # steps: transitions handed over
-        self.outbox: list[tuple] = []
-        self.answers: list[tuple] = []
-        self.start: tuple | None = None  # the call that a successor begins with
-        self.journal: list[tuple] = []  # the calls since, in TOLD_AGAIN
-        self.saved, self.pending, self.candidate, self.sent = -1, None, None, 0
+        self.agent, self.save_dir, self.info, self.outbox = agent, settings["save_dir"], {}, []
+        self.steps = self.episode = 0  # transitions handed over, and whole episodes
+        self.step = self.cycles = 0  # of the newest call of `learn`, and how many there were
+        # what a successor begins with: the demos until there is a checkpoint
+        self.demos: Demos | None = None
+        self.saved, self.pretrained = -1, 0
         state, token = io.BytesIO(), uuid.uuid4().hex
         torch.save(agent.state_dict(), state)
-        settings["save_dir"].mkdir(parents=True, exist_ok=True)
-        self.token = settings["save_dir"] / TOKEN
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        self.token = self.save_dir / TOKEN
         self.token.write_text(token)
         work = {"state": state.getvalue(), "device": agent.device, "settings": settings}
-        here = ray.get_runtime_context().get_node_id()
-        gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
-        resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-        # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
-        place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
-        host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
-        self.host = host.options(scheduling_strategy=place).remote()
-        self.beginning = ray.put(work), token, int(os.environ.get("OMP_NUM_THREADS", 0))
+        self.host = start_host(use_gpu)
+        self.beginning, self.life = (ray.put(work), token, int(os.environ.get("OMP_NUM_THREADS", 0))), None
         self.life = self._find()
         self.host.begin.remote(*self.beginning)
-        self._wait("ready")
+        self._exchange("ready")
         print("learner: on {} (process {})".format(*self.life))
 
-    def averaged(self) -> SACAgent:
-        self._send("averaged")
-        self.candidate = self._wait("averaged")
-        policy = self.agent.averaged()  # a copy to load into
-        unpack(torch.tensor(self.candidate), acting_modules(policy))
-        return policy
+    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
+        super().add(transition, to_demos)
+        self.steps += 1
 
-    def save_averaged(self, path: Path) -> None:
-        super().save_averaged(path.absolute())
-        self.candidate = None
+    def end_episode(self, solved_alone: bool) -> None:
+        super().end_episode(solved_alone)
+        self.episode += 1
+        self.catch_up(EVER)  # what is on its way arrives
+
+    def learn(self, step: int) -> dict[str, float]:
+        self.step, self.cycles = step, self.cycles + 1
+        return super().learn(step)
+
+    def averaged(self) -> SACAgent:
+        policy = self.agent.averaged()  # a copy to load into
+        unpack(torch.tensor(self._ask("averaged")), acting_modules(policy))
+        return policy
 
     def store_demos(self, demos: Demos) -> None:
         super().store_demos(demos)
-        self.start = ("store_demos", (demos,))
+        self.demos = demos
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         path = super().save(step, progress)
-        self.start, self.journal, self.saved = ("load", ()), [], step
+        self.saved, self.demos = step, None
         return path
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        step, progress = super().load()
-        self.start, self.journal, self.saved = ("load", ()), [], step
-        self.steps = step + progress.get("added_since", 0)
-        return step, progress
+        self.saved, progress = super().load()
+        self.steps, self.episode = self.saved, progress["episode"]
+        return self.saved, progress
+
+    def recover(self, first: int) -> tuple[int, int]:
+        self.episode, steps = super().recover(first)
+        self.steps += steps
+        return self.episode, steps
 
     def refresh(self) -> None:
         """Nothing: the robots fetch the newest parameters, and the driver does not act by them."""
@@ -203,110 +219,80 @@ class RayLearner(LearnerCalls):
     def close(self) -> None:
         """End the learner."""
         ray.kill(self.host)
-        self.token.unlink(missing_ok=True)
+        for file in (self.token, self.save_dir / EVALUATED):
+            file.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- transport
 
     def _send(self, name: str, *arguments: Any) -> None:
         self.outbox.append((name, arguments))
-        self.steps += name == "add"
-        if name == "note":  # an episode is complete
-            self._exchange()
 
-    def _read_replies(self) -> None:
-        """Nothing: they come with each exchange."""
-
-    def _wait(self, name: str) -> Any:
-        self.pending = self.outbox[-1] if self.outbox else None
+    def _ask(self, name: str, *arguments: Any) -> Any:
         while True:
-            self._exchange(POLL_SECONDS)
-            for answer in self.answers:
-                if answer[0] == name:
-                    self.answers, self.pending = [], None
-                    return answer[1]
+            try:
+                return self._exchange(name, *arguments)
+            except _Lost:
+                self._replace()
 
-    def _exchange(self, seconds: float = 0.0) -> None:
-        """Send what is to be sent and take what there is; a learner that is lost is brought up to date first."""
+    def _exchange(self, name: str, *arguments: Any) -> Any:
+        """What this very learner answers; `ready` is what it says by itself."""
+        calls, self.outbox = [*self.outbox, *([] if name == "ready" else [(name, arguments)])], []
         try:
-            replies = ray.get(self.host.exchange.remote(self.life, self.sent, self.outbox, seconds))
+            replies = ray.get(self.host.exchange.remote(self.life, calls, name))
         except RayActorError:
             replies = None
         if replies is None:
-            return self._revive()
-        self.sent += len(self.outbox)
-        self.journal += [call for call in self.outbox if call[0] in TOLD_AGAIN]
-        self.outbox = []
-        self._take(replies)
-
-    def _take(self, replies: list[tuple]) -> None:
-        for name, content in replies:
-            self.raise_error(name, content)
-            if name == "info":
-                self.info = content
-            else:
-                self.answers.append((name, content))
+            raise _Lost
+        for what, content in replies:
+            self.raise_error(what, content)
+            self.info = content if what == "info" else self.info
+        return replies[-1][1]
 
     def _find(self) -> tuple[str, int, str]:
-        """Wait for the learner's process; returns its machine, its number, and what tells it from any other."""
+        """Wait for a process other than the one so far; returns its machine, its number, and what tells it apart."""
         for attempt in range(10**9):
             try:
-                return ray.get(self.host.who.remote(), timeout=5)
+                if (life := ray.get(self.host.who.remote(), timeout=5)) != self.life:
+                    return life
+                ray.kill(self.host, no_restart=False)  # it was out of reach: what it has heard is not known
             except (ActorUnavailableError, GetTimeoutError):
                 if attempt == 10:
                     tqdm.write("still no learner: no node is there that it could run on; the robots go on")
-                time.sleep(0.5)
             except RayActorError as error:
                 raise LearnerError(f"the learner cannot be started again: {error}") from None
+            time.sleep(0.5)
 
-    def _revive(self) -> None:
-        """Find the learner again; tell a successor what the checkpoint does not hold."""
-        outbox, since = self.outbox, time.monotonic()
-        while (life := self._find()) != self.life:
-            self.life, self.sent, self.answers = life, 0, []
-            tqdm.write(
-                "the learner was lost; its successor on {} (process {}) starts from ".format(*life)
-                + (f"the checkpoint of step {self.saved:,}" if self.saved >= 0 else "nothing")
-            )
-            if not self._repeat():
-                continue
-            if self.pending is not None and self.pending[0] not in TOLD_AGAIN:
-                if not any(call is self.pending for call in outbox):
-                    outbox = [*outbox, self.pending]
-            behind = sum(name == "learn" for name, _ in self.journal)
-            self.info = self.info | {"steps_behind": behind}
-            tqdm.write(f"the learner is back after {time.monotonic() - since:.1f} s, {behind:,} steps behind")
-        self.outbox = outbox
-
-    def _repeat(self) -> bool:
-        """Bring a successor to where its predecessor was; False when it is lost as well."""
-        self.host.begin.remote(*self.beginning)
-        if self.start is None:
-            return True
-        if (answer := self._ask(*self.start)) is None:
-            return False
-        saving = self.pending[1][0] if self.pending and self.pending[0] == "save" else None
-        if answer[0] == "load" and answer[1][0] == saving != self.saved:  # its last save came before its last answer
-            self.journal = []
-        if self.candidate is not None:
-            self.journal.append(("adopt", (self.candidate,)))
-        done = self._ask("full_size_gb", (), before=self.journal)  # its answer says that all the others were taken
-        self.journal = [call for call in self.journal if call[0] != "adopt"]
-        pending = self.pending[0] if self.pending else None
-        self.answers = [answer for answer in self.answers if answer[0] == pending and pending in TOLD_AGAIN][-1:]
-        return done is not None
-
-    def _ask(self, name: str, arguments: tuple, before: list[tuple] = ()) -> tuple | None:
-        """The answer of a successor; None when it is lost as well."""
-        calls = [*before, (name, arguments)]
+    def _replace(self) -> None:
+        """Bring a successor to where the learner was, or if that is lost as well, the next one."""
+        since = time.monotonic()
         while True:
-            try:
-                replies = ray.get(self.host.exchange.remote(self.life, self.sent, calls, POLL_SECONDS))
-            except RayActorError:
-                return None
-            if replies is None:
-                return None
-            self.sent, calls = self.sent + len(calls), []
-            self._take(replies)
-            for answer in self.answers:
-                if answer[0] == name:
-                    return answer
+            with suppress(_Lost):
+                self.life, self.outbox = self._find(), []  # whole episodes: the successor reads them
+                tqdm.write(
+                    "the learner was lost; its successor on {} (process {}) starts from ".format(*self.life)
+                    + (f"the checkpoint of step {self.saved:,}" if self.saved >= 0 else "nothing")
+                )
+                self._restore()
+                seconds, behind = time.monotonic() - since, self.info["steps_behind"]
+                return tqdm.write(f"the learner is back after {seconds:.1f} s, {behind:,} steps behind")
+
+    def _restore(self) -> None:
+        """As --resume does: checkpoint, and the recorded episodes that the loop has handed over since.
+
+        What had been learned since then is due once more.
+        """
+        self.host.begin.remote(*self.beginning)
+        self._exchange("ready")
+        step = pretrained = 0
+        if self.saved >= 0:
+            step, progress = self._exchange("load")
+            pretrained = progress["pretrained"]
+            self._exchange("recover", progress["episode"], self.episode)
+        elif self.demos is not None:
+            self._exchange("store_demos", self.demos)
+        for _ in range(pretrained, self.pretrained):
+            self._exchange("pretrain")
+        due = max(0, min(self.cycles, self.step - step))
+        self.info = self.info | {"steps_behind": due}
+        if due:
+            self._send("learn", self.step, due)

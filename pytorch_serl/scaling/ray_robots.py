@@ -6,7 +6,6 @@ on disk until the driver has the episode. `Robots` is what the loop sees of them
 """
 
 import atexit
-import fcntl
 import io
 import os
 import queue
@@ -31,15 +30,16 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
-from pytorch_serl.scaling.processes import acting_modules, pack, unpack
-from pytorch_serl.scaling.ray_cluster import POLL_SECONDS, ROBOT, RayLearner
+from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
+from pytorch_serl.scaling.ray_cluster import ROBOT, RayLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_figures
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.run import seed_all, uninterrupted
-from pytorch_serl.utils.files import atomic_write
+from pytorch_serl.utils.files import atomic_write, try_lock
 
+POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
 END_SECONDS = 5.0  # for the environments to be closed
@@ -144,16 +144,14 @@ class RobotWorker:
         """Take a folder for this process as long as it lives; False where a process that lives has it."""
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.close()
             return False
         self.locks.append(file)
         return True
 
     def _left(self, path: Path) -> Episode:
-        recorded = read_episode(path)
+        recorded = self.actor.limits.recorded(path, read_episode(path))
         steps = list(zip(build.stored_transitions(self.agent, recorded), (step["corrected"] for step in recorded)))
         names = ("robot", "parameters_step", "parameters_age")
         marks = {name: recorded[0][name] for name in names} if recorded else {}
@@ -294,7 +292,6 @@ class Robots:
         self.place += 1
         self.in_control = "human" if corrected else "policy"
         if transition["dones"]:
-            self.transitions = [transition for transition, _ in self.current.steps]
             self.solved, self.helped = self.current.solved, sum(helped for _, helped in self.current.steps)
             self.ages = [*self.ages, self.current.marks.get("parameters_age", 0)][-RECENT:]
             if self.current.summary is not None:

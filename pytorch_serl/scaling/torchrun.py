@@ -1,34 +1,102 @@
-"""Who does what when torchrun starts a script in several processes.
+"""Several processes, started by torchrun, that take every training step together; in one, all of this does nothing.
 
 Process 0 runs the script as if it were alone: it reads, samples, acts, evaluates, prints and writes. Only the training
 steps are shared, those that it calls through a `SharedStep`. The others `follow`: they have no data and no files; they
-get parameters and optimisers from process 0 before the first step, and with each step its random state and their rows
-of its batch. How a step on some rows becomes one on the whole batch: utils/distributed.py.
+get parameters and optimisers from process 0 before the first step, and with each step their rows of its batch. Each
+draws its own random numbers. Gradients are averaged before the optimisers step, so that the parameters stay equal
+without being sent, and in what is not drawn each step is that of one process on the whole batch, up to rounding.
 """
 
+import importlib
 import io
 import os
 import signal
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.training import build
 from pytorch_serl.utils.device import pick_device
-from pytorch_serl.utils.distributed import gather, largest_difference, launched, rank, rows_of, start, world_size
+from pytorch_serl.utils.signals import STOP_SIGNALS
 
+PATIENCE = timedelta(days=7)  # the others wait for the next step while process 0 acts, evaluates, or is paused
 TOLERANCE = 1e-5  # of the difference between two processes' parameters; equal machines compute the same bits
+
+
+# ---------------------------------------------------------------- the processes
+
+
+def launched() -> bool:
+    """Whether torchrun started this process beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def start() -> None:
+    """Join the others that torchrun started: gloo for what is on a CPU, nccl for what is on CUDA."""
+    # Adam imports this module later, and its functions would keep the group as a default argument: a group that
+    # outlives `destroy_process_group` can abort the process at its end ("terminate called without an active exception")
+    importlib.import_module("torch.distributed.nn")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def world_size() -> int:
+    """Number of processes; 1 where torchrun started no others."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def average(tensors: list[torch.Tensor]) -> None:
+    """Give every process the mean of all processes' tensors, in place and in one message."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([x.reshape(-1) for x in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for x, mean in zip(tensors, flat.split([x.numel() for x in tensors])):
+        x.copy_(mean.view(x.shape))
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """`x` of every process: (...) -> (processes, ...)."""
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
+    return torch.stack(parts)
+
+
+@torch.no_grad()
+def largest_difference(parameters: Iterable[nn.Parameter]) -> float:
+    """By how much any parameter of any process differs from process 0's, at most; all processes call it."""
+    own = torch.cat([p.reshape(-1) for p in parameters])
+    first = own.clone()
+    dist.broadcast(first, src=0)
+    return gather((own - first).abs().max()).max().item()
+
+
+# ---------------------------------------------------------------- the steps that they share
 
 
 class SharedStep:
     """A training step that all processes of torchrun take together; the plain step where there is one process.
 
     Args:
-        step: `step(batch, **options)` returns scalars by name. It averages its gradients, and every row of the batch,
-            a dict (of dicts) of tensors, weighs the same.
+        step: `step(batch, **options)` returns scalars by name. It averages its gradients (`average`), and every row of
+            the batch, a dict (of dicts) of tensors, weighs the same. So do the rows of an option that is a dict.
         modules: what it trains, on one device.
         state: returns what the other processes' `make_step` takes (see `run`), in types that `torch.load` admits with
             `weights_only=True`.
@@ -47,13 +115,15 @@ class SharedStep:
             if not self.followed:
                 _tell("begin", (self.device.type, _to_bytes(self.state())))
                 self.followed = True
-            layout = _each(lambda x: (tuple(x.shape), x.dtype, x.device.type), batch)
-            _tell("step", (options, layout, _rng_state(self.device)))
-            return self.take(_each(_deal, batch), options)
+            shared = {"batch": batch} | {name: x for name, x in options.items() if isinstance(x, dict)}
+            options = {name: x for name, x in options.items() if name not in shared}
+            layout = _each(lambda x: (tuple(x.shape), x.dtype, x.device.type), shared)
+            _tell("step", (layout, options, _seed(self.device)))
+            return self.take(_each(_deal, shared), options)
 
     def take(self, rows: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The step on this process's rows. What it reports is averaged over the processes, a maximum excepted."""
-        info = self.step(rows, **options)
+        info = self.step(**rows, **options)
         table = gather(torch.stack([value.detach().float() for value in info.values()])).unbind(1)  # (processes,) each
         return {name: x.max() if name.endswith("_max") else x.mean() for name, x in zip(info, table)}
 
@@ -69,6 +139,20 @@ class SharedStep:
                 f"the parameters of torchrun's {world_size()} processes differ by up to {difference:.1e}, and should "
                 "be equal: what was learned since the last checkpoint is not saved. Are their GPUs of one kind?"
             )
+
+
+def shared_update(agent: SACAgent) -> SharedStep:
+    """`agent.update`, taken by all processes of torchrun together."""
+    agent.average = average
+    return SharedStep(agent.update, (agent.online, agent.actor, agent.temperature), agent.state_dict)
+
+
+def make_shared_update(state: dict[str, Any], device: torch.device) -> SharedStep:
+    """`shared_update` in the other processes, from the first one's `state_dict()`."""
+    return shared_update(build.restore_agent(state, device, "process 0"))
+
+
+# ---------------------------------------------------------------- who does what
 
 
 def run(main: Callable[[], None], make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> None:
@@ -94,7 +178,7 @@ def run(main: Callable[[], None], make_step: Callable[[dict[str, Any], torch.dev
 
 def follow(make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> None:
     """Do what process 0 says until it says stop, or is gone. Ctrl-C is its matter, too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     while True:
         try:
@@ -105,8 +189,8 @@ def follow(make_step: Callable[[dict[str, Any], torch.device], SharedStep]) -> N
             device = pick_device(content[0])
             shared = make_step(torch.load(io.BytesIO(content[1]), "cpu", weights_only=True), device)
         elif command == "step":
-            options, layout, rng = content
-            _set_rng_state(rng, device)
+            layout, options, seed = content
+            torch.manual_seed(seed + rank())
             shared.take(_each(_receive, layout), options)
         elif command == "check":
             largest_difference(shared.parameters)
@@ -163,8 +247,11 @@ def _each(function: Callable[[Any], Any], tree: dict[str, Any]) -> dict[str, Any
 
 
 def _deal(x: torch.Tensor) -> torch.Tensor:
-    """Send every process its rows (B / processes, ...) of process 0's tensor (B, ...); returns process 0's own."""
-    parts = [x[rows_of(process)].contiguous() for process in range(world_size())]
+    """Send every process its rows (B / processes, ...) of process 0's tensor (B, ...); returns process 0's own.
+
+    Every `world_size()`-th row, so that a batch of two halves gives each as many of both.
+    """
+    parts = [x[process :: world_size()].contiguous() for process in range(world_size())]
     own = torch.empty_like(parts[0])
     dist.scatter(own, parts, src=0)
     return own
@@ -184,12 +271,7 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _rng_state(device: torch.device) -> list[torch.Tensor]:
-    """The states of the generators that an update draws from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_rng_state(states: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)
+def _seed(device: torch.device) -> int:
+    """A seed for the others' numbers of a step, from the state of process 0's generators: after --resume the same."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return zlib.crc32(b"".join(state.numpy().tobytes() for state in states))

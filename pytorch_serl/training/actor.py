@@ -9,11 +9,10 @@ from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, save_picture
+from pytorch_serl.training.limits import Moment, limits_of
 from pytorch_serl.training.pace import Pace
-from pytorch_serl.training.rewards import check_sparse, executed_action, succeeded
+from pytorch_serl.training.rewards import succeeded
 
-# of a step's info, to be recorded; `succeed` is what counted
-VERDICTS = ("succeed", "env_verdict", "success_probability", "classifier_verdict", "human_verdict")
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
 CALLED_SUCCESS = "called_success"  # folder of a run for pictures
@@ -47,7 +46,7 @@ class Actor:
         control_hz: float | None = None,
     ):
         self.agent, self.env, self.seed, self.writer = agent, env, seed, writer
-        self.random_steps, self.sparse = random_steps, sparse
+        self.random_steps, self.limits = random_steps, limits_of(agent, env, sparse)
         self.episode, self.pace = 0, Pace(control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
         # all corrections were the same action, whether the classifier's success was right)
@@ -58,6 +57,7 @@ class Actor:
         obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
         self.pace.restart()
         self.pace.observed()
+        self.limits.observation(Moment(f"episode {self.episode}"), "observation", obs)
         self.writer.start(self.episode, obs)
         self.episode += 1
         self.helped, self.transitions, self.corrections = 0, [], []
@@ -77,16 +77,7 @@ class Actor:
         self.pace.keep()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.pace.observed()
-        if self.sparse:
-            check_sparse(float(reward), terminated)
-        step = {
-            "actions": executed_action(info, action),
-            "rewards": float(reward),
-            "masks": 1.0 - float(terminated),
-            "dones": bool(terminated or truncated),
-            "grasp_penalty": float(info.get("grasp_penalty", 0.0)),
-        }
-        verdicts = {name: float(info[name]) for name in VERDICTS if name in info}
+        step, verdicts = self.limits.step(self._moment(), action, (next_obs, reward, terminated, truncated, info))
         self.writer.add(step | {"corrected": "intervene_action" in info} | verdicts, next_obs)
         next_stored = build.to_storage(self.agent, next_obs, views=1)
         transition = step | {"observations": self.stored, "next_observations": next_stored}
@@ -103,11 +94,14 @@ class Actor:
         if transition["dones"]:
             self.solved = succeeded(info)
             self.classifier_right = UNKNOWN
-            if info.get("classifier_verdict"):
-                self.classifier_right = info.get("human_verdict", info.get("env_verdict", UNKNOWN))
-                self._show_called_success(next_obs, info["success_probability"])
+            if verdicts.get("classifier_verdict"):
+                self.classifier_right = verdicts.get("human_verdict", verdicts.get("env_verdict", UNKNOWN))
+                self._show_called_success(next_obs, verdicts["success_probability"])
             self.recent = [*self.recent, self._summary()][-RECENT:]
         return transition, "intervene_action" in info
+
+    def _moment(self) -> Moment:
+        return Moment(f"episode {self.episode - 1}", len(self.transitions))
 
     def _summary(self) -> list[float]:
         idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.ptp(self.corrections, axis=0).any()

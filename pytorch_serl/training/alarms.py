@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.training.run import NAN_BATCH, save_checkpoint
+from pytorch_serl.training.run import NAN_BATCH
+from pytorch_serl.utils.files import save_checkpoint
 
 Q_SLACK = 1.1  # Q fluctuates: up to this multiple of the largest return is none of an alarm's business
 TEMPERATURES = 1e-3, 10.0

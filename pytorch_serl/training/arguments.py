@@ -3,7 +3,6 @@
 import argparse
 
 from pytorch_serl.data.demos import SETUP_MODES
-from pytorch_serl.scaling.torchrun import check_options
 from pytorch_serl.training import build
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
@@ -121,8 +120,6 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
             "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
         },
     )
-    with user_errors():
-        check_options(args.device, args.batch_size)
 
 
 def check_cluster(args: argparse.Namespace, parser: Parser) -> None:

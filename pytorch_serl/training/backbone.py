@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pytorch_serl.data.safe_pickle import safe_load
 from pytorch_serl.hil_serl.names import flatten, resnet10_state
 from pytorch_serl.networks import shipped
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.utils.files import atomic_write, load_checkpoint
+from pytorch_serl.utils.files import load_checkpoint, save_checkpoint, uncompiled
 
 PUBLISHED_URL = "https://github.com/rail-berkeley/serl/releases/download/resnet10/resnet10_params.pkl"
 PUBLISHED_PATH = Path("~/.serl/resnet10_params.pkl")
@@ -89,7 +88,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[ResNet10, str]:
         content = load_checkpoint(path)
         if content.get("kind") != "backbone" or not isinstance(content.get("state"), dict):
             raise ValueError(f"{path}: not a backbone file (its kind is {content.get('kind')!r})")
-        state, line = content["state"], f"backbone: {content.get('source')} ({path})"
+        state, line = uncompiled(content["state"]), f"backbone: {content.get('source')} ({path})"
     else:
         content = _load_dict(path)
         try:
@@ -120,9 +119,8 @@ def _load_dict(path: Path) -> dict[str, Any]:
 
 def save_backbone(path: str | os.PathLike, resnet: ResNet10, source: str) -> None:
     """Write a backbone that `find_backbone` reads; `source` says in words where its weights come from."""
-    state = {k: v.detach().cpu().contiguous() for k, v in resnet.state_dict().items()}
-    with atomic_write(path) as file:
-        torch.save({"kind": "backbone", "state": state, "source": source}, file)
+    state = {k: v.detach().cpu().contiguous() for k, v in uncompiled(resnet.state_dict()).items()}
+    save_checkpoint(path, {"kind": "backbone", "state": state, "source": source})
 
 
 def download_published(path: str | os.PathLike, url: str = PUBLISHED_URL) -> None:

@@ -13,7 +13,6 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.resnet import ResNet10
-from pytorch_serl.scaling.torchrun import SharedStep
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.utils.files import load_checkpoint
@@ -75,16 +74,6 @@ def restore_agent(content: dict[str, Any], device: torch.device | str, source: s
     return agent
 
 
-def shared_update(agent: SACAgent) -> SharedStep:
-    """`agent.update`, taken by all processes of torchrun together."""
-    return SharedStep(agent.update, (agent.online, agent.actor, agent.temperature), agent.state_dict)
-
-
-def make_shared_update(state: dict[str, Any], device: torch.device) -> SharedStep:
-    """`shared_update` in the other processes, from the first one's `state_dict()`."""
-    return shared_update(restore_agent(state, device, "process 0"))
-
-
 def q_range(demos: Demos) -> tuple[float, float] | None:
     """(0, 1) where the only reward is 1 on success, which ends the episode: no return can leave that range."""
     sparse = all(t["rewards"] == 0.0 or (t["rewards"] == 1.0 and t["masks"] == 0.0) for t in demos.transitions)
@@ -144,7 +133,8 @@ def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]]) -> list[
     """The transitions of an episode file (`read_episode`) as a buffer takes them; each frame is encoded once."""
     transitions = []
     for i, record in enumerate(recorded):
-        obs = transitions[-1]["next_observations"] if i else to_storage(agent, record["observations"], views=1)
+        follows = i and record["observations"] is recorded[i - 1]["next_observations"]  # no step between is left out
+        obs = transitions[-1]["next_observations"] if follows else to_storage(agent, record["observations"], views=1)
         next_obs = to_storage(agent, record["next_observations"], views=1)
         transitions.append(record | {"observations": obs, "next_observations": next_obs})
     return transitions

@@ -9,8 +9,8 @@ import numpy as np
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
-from pytorch_serl.training.run import BEST, LAST, rng_state, save_checkpoint, set_rng_state
-from pytorch_serl.utils.files import load_checkpoint
+from pytorch_serl.training.run import BEST, LAST, rng_state, set_rng_state
+from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
 
 PART = {"counters", "tail", "first", "columns", "frames"}
 CONTENT = {"step", "agent", "rng", "progress", "parts", "sampling", "identity"}

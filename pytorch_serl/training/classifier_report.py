@@ -63,14 +63,33 @@ def balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((loss[labels == 1].mean() + loss[labels == 0].mean()) / 2)
 
 
+def scaled_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """`balanced_loss` of the logits shrunk by the factor that suits the frames best; at most ln 2, that of a guess.
+
+    A head becomes overconfident while it still learns to tell the classes apart. Its plain loss then rises from the
+    first epochs on and would choose one that has hardly been trained; of an over-confident answer a threshold loses
+    nothing.
+    """
+    return min(balanced_loss(scale * logits, labels) for scale in np.geomspace(1 / 256, 1, 33))
+
+
 def validation_report(logits: np.ndarray, labels: np.ndarray, max_fpr: float) -> dict[str, Any]:
-    """Figures on the validation frames, at 0.5 and at the threshold chosen for `max_fpr`; logits (N,) float64."""
+    """Figures on the validation frames, at 0.5 and at the threshold chosen for `max_fpr`; logits (N,) float64.
+
+    `informative` says whether they show that the classes are told apart at all: the AUC's lower 95 % bound is above
+    that of a guess, 0.5. Where they do not, the threshold means nothing, but still lets no more failures pass.
+    """
     prob = 1.0 / (1.0 + np.exp(-logits))
+    auc, fewer = area_under_curve(logits, labels), int(np.bincount(labels, minlength=2).min())
+    lower = float(wilson_interval(auc * fewer, fewer)[0])  # as of so many comparisons: frames of a scene are alike
     return {
         "success_frames": int(labels.sum()),
         "failure_frames": int((1 - labels).sum()),
         "loss": balanced_loss(logits, labels),
-        "auc": area_under_curve(logits, labels),
+        "scaled_loss": scaled_loss(logits, labels),
+        "auc": auc,
+        "auc_lower_95": lower,
+        "informative": lower > 0.5,
         "max_fpr": max_fpr,
         "at_half": confusion(prob, labels, 0.5),
         "at_threshold": confusion(prob, labels, choose_threshold(prob, labels, max_fpr)),
@@ -92,7 +111,14 @@ def describe(report: dict[str, Any]) -> str:
             f"({c['true_positives']} of {report['success_frames']})"
         )
     chosen = report["at_threshold"]
-    if chosen["recall"] < 0.5:
+    if not report.get("informative", True):
+        lines.append(
+            f"  warning: these frames do not show that it tells success from failure: AUC {report['auc']:.2f}, at "
+            f"least {report['auc_lower_95']:.2f} with 95 % confidence, and 0.5 is a guess. So the threshold "
+            f"{chosen['threshold']:.4f} says little about other frames; do not let it reward a robot. Look at how the "
+            "frames were split, record more scenes, or use better features (--backbone, --train_backbone)"
+        )
+    elif chosen["recall"] < 0.5:
         lines.append(
             f"  warning: to keep false positives at {report['max_fpr']:.1%} the threshold misses most successes; "
             "record more failure frames that look like success, or use better features (--backbone, --train_backbone)"
@@ -103,6 +129,19 @@ def describe(report: dict[str, Any]) -> str:
             f"back at least {int(np.ceil(1 / report['max_fpr'])) if report['max_fpr'] else 'many more'}"
         )
     return "\n".join(lines)
+
+
+def describe_course(train_loss: list[float], val_loss: list[float], best_epoch: int) -> str:
+    """What the losses per epoch say against the weights that were kept; empty where they say nothing."""
+    if best_epoch != 1 or len(val_loss) < 2:
+        return ""
+    return (
+        f"warning: of {len(val_loss)} epochs the first is kept, and may hardly have been trained: the validation loss "
+        f"was {val_loss[0]:.2f} after it and is {val_loss[-1]:.2f} now, while the training loss went from "
+        f"{train_loss[0]:.2f} to {train_loss[-1]:.2f}. Validation contradicts training where scenes lie on both sides "
+        "of the split, and where training scenes are learned by heart: look at the split above, record more scenes, or "
+        "use better features (--backbone, --train_backbone)"
+    )
 
 
 def mistakes_sheet(

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.training.limits import Limits, Moment, limits_of
 from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.run import save_json
 from pytorch_serl.utils.files import atomic_write
@@ -73,18 +74,22 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
 class _Episode:
     """An unaided episode on its way."""
 
-    def __init__(self, env: gym.Env, seed: int, recorded: list[str]):
-        """`recorded`: the cameras of which pictures are kept, if any."""
-        self.env, self.recorded = env, recorded
+    def __init__(self, env: gym.Env, seed: int, recorded: list[str], limits: Limits):
+        """`recorded`: the cameras of which pictures are kept, if any; `limits`: of what the environment may give."""
+        self.env, self.recorded, self.seed, self.limits = env, recorded, seed, limits
         self.total, self.steps, self.done, self.alone, self.solved = 0.0, 0, False, True, False
         self.obs, _ = env.reset(seed=seed)
+        limits.observation(Moment(f"the evaluation seeded {seed}"), "observation", self.obs)
         self.frames: list[np.ndarray] = []
 
     def step(self, action: np.ndarray) -> None:
         if self.recorded:
             self.frames.append(camera_strip(self.obs, self.recorded))
         self.obs, reward, terminated, truncated, info = self.env.step(action)
-        self.total, self.steps, self.done = self.total + float(reward), self.steps + 1, terminated or truncated
+        place = Moment(f"the evaluation seeded {self.seed}", self.steps)
+        result = self.limits.outcome(place, (self.obs, reward, terminated, truncated, info))
+        reward, terminated, truncated, _ = result
+        self.total, self.steps, self.done = self.total + reward, self.steps + 1, terminated or truncated
         self.alone = self.alone and "intervene_action" not in info
         if self.done:
             self.solved = succeeded(info) and self.alone
@@ -116,10 +121,13 @@ def evaluate(
     """
     envs = env if isinstance(env, list) else [env]
     grippers, commands = getattr(agent, "num_grippers", 0), {-1: 0, 0: 0, 1: 0}
-    finished: list[_Episode] = []
+    finished, limits = [], limits_of(agent, envs[0])
     while (first := len(finished)) < episodes:
         numbers = range(first, min(first + len(envs), episodes))
-        group = [_Episode(e, seed + n, agent.image_keys if n < record_episodes else []) for e, n in zip(envs, numbers)]
+        group = [
+            _Episode(e, seed + n, agent.image_keys if n < record_episodes else [], limits)
+            for e, n in zip(envs, numbers)
+        ]
         while running := [episode for episode in group if not episode.done]:
             for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
                 for command in action.reshape(grippers, -1)[:, -1] if grippers else ():

@@ -1,5 +1,6 @@
 """The learning half of train_hybrid.py: two buffers, batches half and half, updates, checkpoints; no environment."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,12 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
+from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
+from pytorch_serl.training.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Schedule:
     pretrain_steps: int
     clone_weight: float
     clone_steps: int
+    imitate_successes: bool = False
 
 
 class Learner:
@@ -40,6 +44,8 @@ class Learner:
         demo_capacity: transitions of the buffer of demos and corrections.
         views: stored crops of each demo frame.
         seed: of the sampling.
+        limits: of what is learned from recorded episodes.
+        update: `agent.update`, or what takes it together with other processes (scaling/torchrun.py).
     """
 
     def __init__(
@@ -53,13 +59,16 @@ class Learner:
         demo_capacity: int,
         views: int,
         seed: int,
+        limits: Limits,
+        update: Callable[..., dict[str, torch.Tensor]] | None = None,
     ):
         self.agent, self.schedule, self.views, self.save_dir = agent, schedule, views, save_dir
-        self.update = build.shared_update(agent)
+        self.update, self.limits = update or agent.update, limits
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
         self.pretrained = 0
+        self.episode: list[dict[str, Any]] = []  # the transitions of the one that goes on
 
     # ---------------------------------------------------------------- data
 
@@ -78,6 +87,14 @@ class Learner:
         self.online.add(transition)
         if to_demos:
             self.imitate(transition)
+        self.episode.append(transition)
+
+    def end_episode(self, solved_alone: bool) -> None:
+        """The episode of which `add` had the transitions is complete; `solved_alone`: without help."""
+        if solved_alone and self.schedule.imitate_successes:
+            for transition in self.episode:
+                self.imitate(transition)
+        self.episode = []
 
     def imitate(self, transition: dict[str, Any]) -> None:
         """Store a transition beside the demos, whose frames have `views` views."""
@@ -124,9 +141,6 @@ class Learner:
 
     # ---------------------------------------------------------------- what a learner in another process needs
 
-    def note(self, step: int, progress: dict[str, Any]) -> None:
-        """The state after an episode; here nothing has to be known of it."""
-
     def catch_up(self, behind: int) -> None:
         """Wait until no more than `behind` environment steps are left to learn from; here none ever is."""
 
@@ -146,7 +160,6 @@ class Learner:
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         """Write everything that --resume needs; `progress` is the script's own."""
-        self.update.check()
         return self.checkpoint.save(step, progress | {"pretrained": self.pretrained})
 
     def load(self) -> tuple[int, dict[str, Any]]:
@@ -154,3 +167,21 @@ class Learner:
         step, progress = self.checkpoint.load()
         self.pretrained = progress["pretrained"]
         return step, progress
+
+    def recover(self, first: int, end: int | None = None) -> tuple[int, int]:
+        """Take over episodes that the run recorded after its checkpoint: all from number `first` on, or before `end`.
+
+        This and `load` are the way back of every learner that stands in for one that is gone. Returns: the number that
+        the next episode has, and how many steps these had.
+        """
+        steps = 0
+        for number, path in episode_files(self.save_dir).items():
+            if number < first or (end is not None and number >= end):
+                continue
+            recorded = self.limits.recorded(path, read_episode(path))
+            for transition in build.stored_transitions(self.agent, recorded):
+                self.add(transition, to_demos=transition["corrected"])
+            alone = not any(step["corrected"] for step in recorded)
+            self.end_episode(bool(recorded) and alone and bool(recorded[-1].get("succeed")))
+            first, steps = number + 1, steps + len(recorded)
+        return first, steps

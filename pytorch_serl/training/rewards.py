@@ -1,12 +1,14 @@
 """What a step gave: success by the environment or by a classifier, rewards and corrections that keep the contract."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from pytorch_serl.data.demos import ROUNDING
+from pytorch_serl.data.actions import nearest_commands
+from pytorch_serl.data.checks import ROUNDING
 from pytorch_serl.networks.classifier import RewardClassifier
 
 
@@ -36,15 +38,30 @@ def check_sparse(reward: float, terminated: bool) -> None:
         )
 
 
-def executed_action(info: dict[str, Any], action: np.ndarray) -> np.ndarray:
-    """The human's action where there is one; what rounding puts outside [-1, 1] is clipped, as in demo files.
+def executed_action(info: dict[str, Any], action: np.ndarray, grippers: Sequence[int] = ()) -> np.ndarray:
+    """The human's action where there is one, by the limits of a demo file's.
 
-    Raises ContractError for a human's action of another shape than the policy's, outside [-1, 1], or NaN.
+    What rounding puts outside [-1, 1] is clipped; the entries `grippers` become the command that they are near to.
+    Raises ContractError for a human's action of another shape than the policy's, outside [-1, 1], or NaN, and for a
+    gripper entry that is no command.
     """
-    human = np.asarray(info.get("intervene_action", action), np.float32)
-    if human.shape != action.shape or not (np.abs(human) <= 1 + ROUNDING).all():
+    try:
+        human = np.asarray(info.get("intervene_action", action))
+    except ValueError:  # lists of several lengths
+        human = np.asarray(None)
+    numbers = human.shape == action.shape and human.dtype.kind in "iuf" and (np.abs(human) <= 1 + ROUNDING).all()
+    if not numbers:
         raise ContractError(f"info['intervene_action'] is {human}; wanted {action.shape} numbers in [-1, 1]")
-    return human.clip(-1, 1)
+    human = human.astype(np.float32).clip(-1, 1)
+    commands, far = nearest_commands(human[list(grippers)])
+    if far.any():
+        entry = grippers[int(np.argmax(far))]
+        raise ContractError(
+            f"info['intervene_action'][{entry}] is {human[entry]:.4g}; wanted a gripper command, -1 close, 0 hold or "
+            "1 open"
+        )
+    human[list(grippers)] = commands
+    return human
 
 
 class ClassifierReward(gym.Wrapper):
@@ -92,15 +109,18 @@ class ClassifierReward(gym.Wrapper):
 
     def step(self, action):
         obs, _, terminated, truncated, info = self.env.step(action)
-        probability, positive = self.classifier.predict_success(obs)
-        positive = positive and all(
-            obs["state"][index] > value if sign == ">" else obs["state"][index] < value
-            for index, sign, value in self.conditions
-        )
+        try:
+            probability, positive = self.classifier.predict_success(obs)
+            positive = positive and all(
+                obs["state"][index] > value if sign == ">" else obs["state"][index] < value
+                for index, sign, value in self.conditions
+            )
+        except (ValueError, LookupError, TypeError) as error:  # what `Limits` would refuse comes here first
+            raise ContractError(f"the environment's observation cannot be judged: {error}") from None
         self.in_a_row = self.in_a_row + 1 if positive else 0
         success = self.in_a_row >= self.frames
         if "succeed" in info:
-            info = info | {"env_verdict": float(info["succeed"])}
+            info = info | {"env_verdict": info["succeed"]}
         verdicts = {"success_probability": probability, "classifier_verdict": float(success)}
         return obs, float(success), terminated or success, truncated, {"succeed": success} | info | verdicts
 

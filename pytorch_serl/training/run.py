@@ -4,22 +4,25 @@ import argparse
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pytorch_serl.scaling import torchrun
-from pytorch_serl.utils.files import WriteError, atomic_write
+from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock
+from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.signals import catch_stops
+from pytorch_serl.utils.signals import uninterrupted as uninterrupted
 
+RUN_LOCK, LEARNER_LOCK = ".run.lock", ".learner.lock"
+LOCK_SECONDS = 10.0  # for the learner of a killed run to save
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
 RUN_FILES = (  # patterns
@@ -52,16 +55,14 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
         raise SystemExit(2) from None
 
 
-def run_script(main: Callable[[], None], make_step: Callable[..., torchrun.SharedStep] | None = None) -> None:
-    """Run a script's `main`; of several processes of torchrun in the first one, if the script has a `make_step`.
-
-    Ctrl-C where there is nothing to save ends it in one line and exit code 130, a full disk in one line and 2.
-    `make_step` is explained in `torchrun.run`.
-    """
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`: Ctrl-C, SIGTERM or SIGHUP where there is nothing to save ends it in one line and exit code
+    130, a full disk in one line and 2."""
     keep_freed_memory()
+    catch_stops()
     try:
         with user_errors((WriteError,)):
-            main() if make_step is None else torchrun.run(main, make_step)
+            main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -83,30 +84,6 @@ class Parser(argparse.ArgumentParser):
         for name, (fine, wanted) in limits.items():
             if not fine:
                 self.error(f"--{name} is {getattr(args, name)}; wanted {wanted}")
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let the block finish when Ctrl-C or SIGTERM comes inside it, then raise KeyboardInterrupt.
-
-    Put it around an update or a write, so that what is saved after Ctrl-C is never half of one, and around what imports
-    a large package, which does not survive it. A second signal is raised at once: the block may hang.
-    """
-    came = []
-
-    def note(*_):
-        came.append(True)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- random numbers
@@ -185,9 +162,64 @@ def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_
     if overwrite:
         for file in _run_files(path, own_files):
             file.unlink()
+    with tempfile.TemporaryFile(dir=path) as file:
+        alone = flock(file) is not None  # else another run may be in here, see `hold_run_dir`
     for file in path.glob(".*.tmp"):  # what was being written when a run was killed
-        file.unlink()
+        if alone or not _is_being_written(file):
+            file.unlink(missing_ok=True)
     return path
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether another living process of this machine is named in the file's name (see `atomic_write`)."""
+    process = temporary.name.split(".")[-2]
+    if not process.isdigit() or int(process) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is somebody else's
+        return True
+    return True
+
+
+@contextmanager
+def hold_run_dir(path: str | os.PathLike | None) -> Iterator[None]:
+    """Keep other runs out of the directory, which is made, while the block runs; ends in one line where one is in it.
+
+    Every script that writes to a directory does so inside. The learner of a run whose script was killed may still be
+    saving: it is waited for. An empty directory that was made here goes at the end. None holds nothing.
+    """
+    if path is None or (Path(path).exists() and not Path(path).is_dir()):  # a file: `check_run_dir` says so
+        yield
+        return
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with ExitStack() as files:
+        with user_errors():
+            path.mkdir(parents=True, exist_ok=True)
+            _take_lock(path / RUN_LOCK, files)
+            if (path / LEARNER_LOCK).exists():
+                with open(path / LEARNER_LOCK, "w") as learner:
+                    wait_for_lock(learner, LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            (path / RUN_LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+
+
+def _take_lock(path: Path, files: ExitStack) -> None:
+    """Lock the file until `files` closes it. Raises RunInUse."""
+    while True:
+        file = files.enter_context(open(path, "w"))
+        wait_for_lock(file, 0)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return  # else it is the one of a run that ended meanwhile, and took its file along
 
 
 def make_writable_dir(path: Path) -> None:
@@ -198,12 +230,6 @@ def make_writable_dir(path: Path) -> None:
 
 def _run_files(path: Path, own_files: Iterable[str]) -> list[Path]:
     return sorted({file for pattern in (*RUN_FILES, *own_files) for file in path.glob(pattern) if file.is_file()})
-
-
-def save_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """`torch.save`, atomically."""
-    with atomic_write(path) as file:
-        torch.save(content, file)
 
 
 def save_json(path: str | os.PathLike, content: dict[str, Any]) -> None:

@@ -1,17 +1,34 @@
 """Files that are either the old one or the new one, never half of either."""
 
 import io
+import numbers
 import os
-from collections.abc import Iterator
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
+import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+COMPILED = "_orig_mod."  # what torch.compile puts into a module's names
+KEPT = (type(None), torch.Tensor, torch.device, torch.dtype, torch.Size)  # `torch.load` admits them as they are
 
 
 class WriteError(OSError):
     """The disk did not take what was to be written; the file that was there before is whole."""
+
+
+class RunInUse(ValueError):
+    """Another process writes to the run's directory."""
 
 
 class _WatchedFile(io.FileIO):
@@ -61,6 +78,90 @@ def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     return WriteError(
         f"{path} cannot be written: {error.strerror}; what was saved before is whole: make room and go on with --resume"
     )
+
+
+def flock(file: IO) -> bool | None:
+    """Whether this process has the open file to itself now, until it closes it or ends; None where nobody can know.
+
+    That is so on file systems without locks, as some network drives are.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def try_lock(file: IO) -> bool:
+    """Whether nobody else has the open file; True with a warning where nobody can know."""
+    locked = flock(file)
+    if locked is None:
+        text = f"{Path(file.name).parent} is on a drive without locks: see to it that no two runs write to it"
+        warnings.warn(text, stacklevel=2)
+    return locked is not False
+
+
+def wait_for_lock(file: IO, seconds: float) -> None:
+    """`try_lock` until it succeeds. Raises RunInUse where it does not within so many seconds."""
+    for attempt in range(max(1, int(seconds / 0.1))):
+        if attempt:
+            time.sleep(0.1)
+        if try_lock(file):
+            return
+    raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
+
+
+def save_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """`torch.save` of what `plain` makes of `content`, atomically. Raises ValueError as `plain` does, WriteError."""
+    content = plain(content, Path(path).name)
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def plain(value: Any, name: str = "content") -> Any:
+    """`value` in the types that `load_checkpoint` admits, all the way down.
+
+    numpy's numbers and text become python's, its arrays lists, paths text, sets lists; tensors stay.
+    Raises ValueError, naming the entry, for anything else.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        listed = value.tolist()
+        return plain(listed, name) if not isinstance(listed, np.generic) else float(value)  # longdouble stays itself
+    if isinstance(value, OrderedDict):
+        copy = OrderedDict((plain(k, name), plain(v, f"{name}[{k!r}]")) for k, v in value.items())
+        copy.__dict__.update(value.__dict__)  # a state_dict's versions
+        return copy
+    if isinstance(value, Mapping):
+        return {plain(k, name): plain(v, f"{name}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, KEPT):
+        return value
+    if isinstance(value, tuple):
+        return tuple(plain(v, f"{name}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, list | set | frozenset):
+        return [plain(v, f"{name}[{i}]") for i, v in enumerate(value)]
+    for kind in (bool, int, float, complex, str, bytes):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ValueError(f"{name} is a {type(value).__name__}, which no checkpoint holds; wanted numbers, text or tensors")
+
+
+def uncompiled(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A `state_dict()` by the names that its modules have where none of them is compiled."""
+    return {name.replace(COMPILED, ""): tensor for name, tensor in state.items()}
+
+
+def load_into(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """`module.load_state_dict(state)`, whichever modules are compiled here, and were where `state` comes from."""
+    own = {name.replace(COMPILED, ""): name for name in module.state_dict()}
+    module.load_state_dict({own.get(name, name): tensor for name, tensor in uncompiled(state).items()})
 
 
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
