@@ -12,10 +12,12 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 
 import argparse
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from pytorch_serl.data.demos import num_arms, num_grippers, read_demos
@@ -41,6 +43,7 @@ from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluat
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
+from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -175,7 +178,8 @@ def parse_args(argv=None):
     control.add_argument(
         "--control_hz",
         type=float,
-        help="environment steps per second to keep; default: the environment keeps its own time",
+        help="environment steps per second to keep, in training and evaluations, whoever acts; default: the "
+        "environment keeps its own time",
     )
     control.add_argument(
         "--learner",
@@ -249,15 +253,17 @@ def resolve(args, parser):
 class HybridTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, demos, save_dir, env):
+    def __init__(self, args, agent, demos, save_dir, env, eval_env=None):
+        """`eval_env`: what `eval_env` returned; None: `env` itself."""
         self.args, self.agent, self.save_dir = args, agent, save_dir
-        self.eval_env, self.run_episodes = eval_env(args, env), None  # here, in this process
+        self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
         self.waits = build.is_simulated(args.env) and not args.control_hz
         self.update = torchrun.shared_update(agent)
         acting = {
             "seed": args.seed,
             "random_steps": args.random_steps,
             "control_hz": args.control_hz,
+            "max_steps": args.max_steps,
             "sparse": agent.config["q_range"] is not None,
         }
         learning = dict(
@@ -290,7 +296,7 @@ class HybridTraining:
                 self.learner,
                 save_dir=save_dir,
                 resume=args.resume,
-                make_env=partial(make_env, there, replace(demos, transitions=[])),
+                make_env=partial(ready_env, there, replace(demos, transitions=[])),
                 human=args.human,
                 waits=self.waits,
                 settings=acting,
@@ -420,6 +426,8 @@ class HybridTraining:
                 if step >= self.args.max_steps or self.progress["solved"]:
                     break
                 self.actor.start_episode()
+                # an evaluation that is due waits for the episode's end, but not longer than to the next one
+                self.actor.ends_at = min(self.args.max_steps, (last // self.args.eval_every + 2) * self.args.eval_every)
                 done, info = False, {}
                 while not done:
                     with uninterrupted():
@@ -453,7 +461,28 @@ class HybridTraining:
 def make_env(args, demos):
     """The environment, checked against the demos, with the classifier's verdict as its reward where that is wanted."""
     env = build.make_env(args.env, args.setup_mode)
-    build.check_env(env, demos, args.env)
+    try:
+        build.check_env(env, demos, args.env)
+        return with_judges(env, args)
+    except BaseException:
+        close_robots(env)
+        raise
+
+
+def ready_env(args, demos):
+    """`make_env`, with its rate and time limit, after a first reset and step: what is wrong shows before learning."""
+    env = make_env(args, demos)
+    longest = int(np.bincount(demos.episode_ids).max())
+    try:
+        prepare(env, args.env, longest, args.control_hz, verdict=args.reward == "env", max_steps=args.max_steps)
+    except BaseException:
+        close_robots(env)
+        raise
+    return env
+
+
+def with_judges(env, args):
+    """The environment with the classifier and the human at keyboard or gamepad that the options ask for."""
     if args.reward == "classifier":
         classifier = RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device)
         env = ClassifierReward(env, classifier, args.success_frames, state_conditions(args.success_state))
@@ -488,11 +517,13 @@ def eval_env(args, env):
 
 def main(argv=None):
     args = parse_args(argv)
-    with hold_run_dir(args.save_dir or (None if args.eval_ckpt else SAVE_DIR)):
-        run(args)
+    # whatever happens, the environments are closed, after what is to be saved
+    with hold_run_dir(args.save_dir or (None if args.eval_ckpt else SAVE_DIR)), ExitStack() as at_the_end:
+        run(args, at_the_end)
 
 
-def run(args):
+def run(args, at_the_end):
+    """The run that the options describe; `at_the_end` takes what closes the environments."""
     save_dir = Path(args.save_dir or SAVE_DIR)
     with user_errors():
         # settings, seeds
@@ -510,7 +541,10 @@ def run(args):
             ray_cluster.connect(args.ray_address)
             save_dir = save_dir.absolute()  # the other processes have other working directories
         # a robot is there only once: it is evaluated where it acts, between two training episodes
-        env = make_env(args, demos) if not args.ray_address or build.is_simulated(args.env) else None
+        env = ready_env(args, demos) if not args.ray_address or build.is_simulated(args.env) else None
+        at_the_end.callback(close_robots, env)
+        envs = eval_env(args, env)
+        at_the_end.callback(close_robots, envs)
 
         # networks and optimisers
         start = args.eval_ckpt or args.init_ckpt or (save_dir / LAST if args.resume else None)
@@ -535,12 +569,12 @@ def run(args):
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)
-            report_evaluation(agent, eval_env(args, env), eval_episodes(args, final=True), folder, seed=FINAL_SEED)
+            report_evaluation(agent, envs, eval_episodes(args, final=True), folder, seed=FINAL_SEED)
             return
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
-        training = HybridTraining(args, agent, demos, save_dir, env)
+        training = HybridTraining(args, agent, demos, save_dir, env, envs)
         step = training.load() if args.resume else 0
         if not args.resume:
             training.learner.store_demos(demos)
@@ -561,12 +595,7 @@ def run(args):
     agent.load(save_dir / BEST)
     with user_errors((ContractError,)):
         report_evaluation(
-            agent,
-            training.eval_env,
-            eval_episodes(args, final=True),
-            save_dir,
-            seed=FINAL_SEED,
-            run=training.run_episodes,
+            agent, envs, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
         )
 
 

@@ -12,6 +12,7 @@ Without --env nobody knows the success rate: what is reported is the distance to
 import math
 import signal
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from pytorch_serl.training.evaluate import (
     report_evaluation,
 )
 from pytorch_serl.training.rewards import ContractError
+from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
     LAST,
@@ -90,6 +92,11 @@ def parse_args(argv=None):
         type=float,
         help="share of the episodes held out (at least one; none of fewer than 5); default 0.1, with --env 0",
     )
+    data.add_argument(
+        "--control_hz",
+        type=float,
+        help="with --env: environment steps per second to keep; default: the environment keeps its own time",
+    )
     learn = add_learning_arguments(parser, unit="update", batch_help="transitions")
     learn.add_argument(
         "--algo",
@@ -117,6 +124,8 @@ def resolve(args, parser):
         args.val_fraction = 0.0 if args.env else 0.1
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
+    if args.control_hz is not None and not args.env:
+        parser.error("--control_hz needs an environment; give --env as well")
     check_shared(args, parser)
     with user_errors():
         torchrun.check_options(args.device, args.batch_size)
@@ -124,6 +133,7 @@ def resolve(args, parser):
         args,
         {
             "batch_size": (args.batch_size >= 2, "2 or more, for the spread of Q over the batch"),
+            "control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second"),
             "patience": (args.patience >= 1, "1 or more"),
             "val_fraction": (0 <= args.val_fraction < 1, "a share from 0 to below 1"),
         },
@@ -299,11 +309,13 @@ class OfflineTraining:
 
 def main(argv=None):
     args = parse_args(argv)
-    with hold_run_dir(args.save_dir):
-        run(args)
+    # whatever happens, the environments are closed, after what is to be saved
+    with hold_run_dir(args.save_dir), ExitStack() as at_the_end:
+        run(args, at_the_end)
 
 
-def run(args):
+def run(args, at_the_end):
+    """The run that the options describe; `at_the_end` takes what closes the environments."""
     save_dir = Path(args.save_dir)
     with user_errors():
         # settings, seeds
@@ -325,8 +337,12 @@ def run(args):
             print("no success rate will be known, since no environment is given (--env): watch the policy on the robot")
         env = build.make_env(args.env, args.setup_mode) if args.env else None
         if env:
+            at_the_end.callback(close_robots, env)
             build.check_env(env, demos, args.env)
+            longest = int(np.bincount(demos.episode_ids).max())
+            prepare(env, args.env, longest, args.control_hz, verdict=True)
             env = build.side_by_side(env, args.env, args.setup_mode)
+            at_the_end.callback(close_robots, env)
 
         # networks and optimisers
         backbone, line = (

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pytorch_serl.envs.human.gamepad import GamepadHuman
+from pytorch_serl.envs.human.gamepad import Gamepad, GamepadHuman
 from tests.runs import ROOT
 from tests.test_keyboard import beside
 
@@ -80,3 +80,42 @@ def test_without_pygame_or_without_a_gamepad_it_is_refused():
     program = "import sys; sys.modules['pygame'] = None; from pytorch_serl.envs.human.gamepad import Gamepad; Gamepad()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert "--human gamepad needs pygame: python -m pip install -r requirements/gamepad.txt" in done.stderr
+
+
+def test_a_press_between_two_looks_is_seen():
+    pygame = pytest.importorskip("pygame")
+    pygame.display.init()
+    pad = Gamepad.__new__(Gamepad)  # none is plugged in here: the device is made up, the events are pygame's
+    pad.pygame, pad.axes = pygame, {"lefty": 1}
+    pad.buttons = {"y": pygame.CONTROLLER_BUTTON_Y, "a": pygame.CONTROLLER_BUTTON_A}
+
+    class Device:
+        down = set()
+
+        def attached(self):
+            return True
+
+        def get_axis(self, number):
+            return 0
+
+        def get_button(self, number):
+            return number in self.down
+
+    def event(kind, name):
+        pygame.event.post(pygame.event.Event(kind, button=pad.buttons[name], instance_id=0))
+
+    pad.device = Device()
+    assert pad.read()[1] == set()
+    event(pygame.CONTROLLERBUTTONDOWN, "y"), event(pygame.CONTROLLERBUTTONUP, "y")
+    assert pad.read()[1] == {"y"} and pad.read()[1] == set()
+    pad.device.down = {pad.buttons["a"]}
+    event(pygame.CONTROLLERBUTTONDOWN, "a")
+    assert [pad.read()[1] for _ in range(3)] == [{"a"}] * 3  # held
+    pad.device.down = set()
+    event(pygame.CONTROLLERBUTTONUP, "a")
+    assert pad.read()[1] == set()
+    for _ in range(1000):  # nothing piles up that could push a press out
+        pygame.event.post(pygame.event.Event(pygame.CONTROLLERAXISMOTION, axis=1, value=1, instance_id=0))
+    pad.read()
+    assert not pygame.event.peek(pygame.CONTROLLERAXISMOTION)
+    pygame.display.quit()

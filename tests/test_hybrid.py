@@ -493,8 +493,8 @@ def test_rewards_that_the_demos_do_not_know_end_the_run(demos, tmp_path, capsys)
     assert message in stopped_by(demos, tmp_path, capsys, env="TinyGenerous-v0")
 
 
-def test_an_environment_without_verdict_ends_the_run(demos, tmp_path, capsys):
-    assert "wanted 'succeed' (bool)" in stopped_by(demos, tmp_path, capsys, env="TinySilent-v0")
+def test_an_environment_without_verdict_is_refused(demos, tmp_path, capsys):
+    refused(train_hybrid, capsys, "wanted 'succeed' (bool)", words(demos, tmp_path, env="TinySilent-v0"))
 
 
 def test_a_wrong_correction_ends_the_run_and_the_run_goes_on(demos, tmp_path, capsys, monkeypatch):
@@ -641,7 +641,7 @@ def test_interrupt_finishes_the_step_and_saves(number, demos, tmp_path, monkeypa
     assert f"environment step {LENGTH + 3} is saved in {tmp_path / 'last.pt'}" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0, resume=True, max_steps=3 * LENGTH))
+    train_hybrid.main(words(demos, tmp_path, eval_every=100, stop_at=1.0, resume=True, max_steps=3 * LENGTH + 3))
     saved = content(tmp_path)
     assert saved["step"] == 3 * LENGTH + 3 and saved["progress"]["episode"] == 4
     assert saved["sampling"].keys() == {"online", "demo"}

@@ -150,3 +150,15 @@ def test_without_a_terminal_it_is_refused():
         [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT
     )
     assert "ValueError: --human keyboard reads keys from a terminal" in done.stderr
+
+
+def test_caps_lock_changes_nothing_and_arrows_do_nothing():
+    env = human("T", "W", "\x1b[A\x1b[D\x1bOP\x1b[1;5C", "\x1b", "[Bd", "Y")
+    actions = [env.step(env.policy)[4].get("intervene_action") for _ in range(2)]
+    assert [action[:2].tolist() for action in actions] == [[SPEED, 0], [0, -SPEED]]  # "Bd": the arrow's B, then d
+    assert env.step(env.policy)[4]["human_verdict"] == 1.0
+
+
+def test_caps_lock_at_a_question_and_in_a_pause():
+    env = human("P", "P", "N", ends=[(1.0, True, True)], judge="confirm")
+    assert env.step(env.policy)[4]["human_verdict"] == 0.0 and env.lines[0] == "paused; p goes on"

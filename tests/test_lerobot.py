@@ -118,11 +118,11 @@ def test_what_is_written_is_read_again(source):
 @reading
 def test_a_runs_episodes_are_written(tmp_path):
     for number in range(2):
-        writer = EpisodeWriter(tmp_path / "run", ["image", "state"])
+        episode = EpisodeWriter(tmp_path / "run", ["image", "state"])
         obs = [{"image": picture(number, i, (33, 31)), "state": np.ones(2, np.float32) * i} for i in range(4)]
-        writer.start(number, obs[0])
+        episode.start(number, obs[0])
         for i in range(3):
-            writer.add(
+            episode.add(
                 {
                     "actions": np.full(6, 0.1 * (i + 1), np.float32),
                     "rewards": float(i == 2 and number == 0),
@@ -279,3 +279,135 @@ def test_resizing_is_the_encoders():
 
     difference = encoder(torch.from_numpy(image)[None]) - encoder(torch.from_numpy(resized(image, 128))[None])
     assert difference.abs().max() < 0.51 / 255 / 0.22  # half a grey level
+
+
+@pytest.mark.parametrize(
+    "names, wanted",
+    [
+        (["x", "y", "gripper"], ["x", "y", "gripper"]),
+        ({"y": 1, "gripper": 2, "x": 0}, ["x", "y", "gripper"]),
+        ({"x": 0, "gripper": 2.0}, ["x", "", "gripper"]),
+        ({"motors": ["x", "y"], "hand": ["gripper"]}, ["x", "y", "gripper"]),
+        ({"arm": {"y": 1, "x": 0}, "hand": ["gripper"]}, ["x", "y", "gripper"]),
+        ([["x", "y"], "gripper"], ["x", "y", "gripper"]),
+        ("x", ["x"]),
+        (None, []),
+        (7, []),
+    ],
+)
+def test_names_of_entries(names, wanted):
+    assert reader.entry_names(names) == wanted
+
+
+def edit_info(root, edit):
+    info = json.loads((root / reader.INFO).read_text())
+    edit(info)
+    (root / reader.INFO).write_text(json.dumps(info))
+
+
+def edit_table(root, folder, edit):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = root / folder / "chunk-000/file-000.parquet"
+    rows = parquet.read_table(path).to_pylist()
+    parquet.write_table(pa.Table.from_pylist(edit(rows) or rows), path)
+
+
+@reading
+@pytest.mark.parametrize("names", [{"y": 1, "gripper": 2, "x": 0}, {"motors": ["x", "y"], "hand": {"gripper": 0}}])
+def test_names_as_others_write_them(names, foreign):
+    edit_info(foreign, lambda info: info["features"]["action"].update(names=names))
+    demos = read_demos(describe(foreign, gripper=COMMANDS, entries=["y", "x", "gripper"]), "front", LEARNED)
+    assert demos.transitions[0]["actions"] == pytest.approx([-0.2, 0.05, -1])
+    with pytest.raises(DataError, match="foreign: entries: got .*'z'.*, wanted entries among"):
+        read_demos(describe(foreign, gripper=COMMANDS, entries=["z"]), "front", LEARNED)
+
+
+VIDEO = "videos/observation.images.front/"
+
+
+@reading
+@pytest.mark.parametrize(
+    "folder, edit, message",
+    [
+        (
+            "data",
+            lambda rows: [r for r in rows if r["episode_index"] != 1],
+            "episode 1: got 0 frames in data, wanted 7",
+        ),
+        ("data", lambda rows: rows[:-1], "episode 2: got 6 frames in data, wanted 7"),
+        ("data", lambda rows: rows[3].update(action=None), "transition 3: episode 0: action: got None"),
+        ("data", lambda rows: rows[9].update(action=[0.1]), "transition 9: episode 1: action: got list [0.1]"),
+        ("data", lambda rows: [r.pop("action") for r in rows] and rows, "data: got No match for FieldRef.Name(action)"),
+        ("meta/episodes", lambda rows: rows[:-1], "episode 2: got frames in data, no row in meta/episodes"),
+        ("meta/episodes", lambda rows: rows + rows[:1], "episode 0: got 2 rows in meta/episodes"),
+        ("meta/episodes", lambda rows: rows[1].update(episode_index=None), "row 1: episode_index: got None"),
+        (
+            "meta/episodes",
+            lambda rows: rows[1].update({VIDEO + "chunk_index": None}),
+            "episode 1: " + VIDEO + "chunk_index: got None, wanted a number",
+        ),
+        (
+            "meta/episodes",
+            lambda rows: [r.pop(VIDEO + "file_index") for r in rows] and rows,
+            "episode 0: " + VIDEO + "file_index: got nothing",
+        ),
+        (
+            "meta/episodes",
+            lambda rows: rows[2].update({VIDEO + "from_timestamp": None}),
+            "episode 2: " + VIDEO + "from_timestamp: got None",
+        ),
+        (
+            "meta/episodes",
+            lambda rows: rows[2].update(dataset_from_index=None),
+            "episode 2: dataset_from_index: got None",
+        ),
+    ],
+)
+def test_what_an_episode_lacks_is_one_line_with_its_number(folder, edit, message, foreign):
+    edit_table(foreign, folder, edit)
+    with pytest.raises(DataError, match="foreign: ") as error:
+        read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert message in str(error.value).replace(f"{foreign}: ", "") and "\n" not in str(error.value)
+
+
+@reading
+@pytest.mark.parametrize("key, value", [("fps", None), ("features", []), ("features", {"a": 1}), ("video_path", None)])
+def test_what_the_dataset_lacks_is_one_line(key, value, foreign):
+    edit_info(foreign, lambda info: info.update({key: value}))
+    with pytest.raises(DataError, match=f"foreign: meta/info.json: {key}: got "):
+        read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+
+
+@reading
+def test_an_episode_of_one_frame_has_no_step(foreign):
+    def shorten(rows):
+        return [row for row in rows if row["episode_index"] != 2 or row["frame_index"] == 0]
+
+    edit_table(foreign, "data", shorten)
+    edit_table(foreign, "meta/episodes", lambda rows: rows[2].update(dataset_to_index=2 * LENGTH + 1))
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert len(demos.transitions) == 2 * LENGTH
+    assert any("episode 2 has one frame and no step; it is left out" in text for text in demos.warnings)
+
+
+@reading
+def test_side_files_beside_the_tables_are_passed_over(foreign):
+    for folder in ("data", "meta/episodes"):
+        content = (foreign / folder / "chunk-000/file-000.parquet").read_bytes()
+        (foreign / folder / "chunk-000/._file-000.parquet").write_bytes(b"\0\5\26\7")
+        (foreign / folder / "chunk-000/file-000 (1).parquet").write_bytes(content)
+        (foreign / folder / ".cache").mkdir()
+        (foreign / folder / ".cache/file-001.parquet").write_bytes(b"nothing")
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert len(demos.transitions) == EPISODES * LENGTH
+
+
+@reading
+def test_costs_a_step_in_a_dataset(foreign):
+    """-1 a step, 0 at the goal: the goal ends the episode, and its step is kept."""
+    edit_table(foreign, "data", lambda rows: [r | {"next.reward": r["next.reward"] - 1} for r in rows])
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert len(demos.transitions) == EPISODES * LENGTH and "3 successful" in demos.summary()
+    assert [t["masks"] for t in demos.transitions[:LENGTH]] == [1] * (LENGTH - 1) + [0]

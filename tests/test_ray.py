@@ -17,6 +17,7 @@ import train_hybrid
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Schedule
+from pytorch_serl.training.limits import limits_for
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.test_hybrid import training
@@ -184,6 +185,7 @@ def a_run(demos, out, lose, monkeypatch):
         demo_capacity=99,
         views=2,
         seed=0,
+        limits=limits_for(run.agent, {"image": run.actor.env.observation_space["image"].shape}),
     )
     learner.store_demos(train_hybrid.read_demos(demos, ["image"], FIXED))
     while learner.pretrained < 2:

@@ -80,13 +80,15 @@ def check_not_zero(path, actions, episode_ids):
             )
 
 
-def snap_grippers(path, actions, setup_mode):
+def snap_grippers(path, actions, setup_mode, one_episode=False):
     """Return actions (N, A) with gripper entries exactly -1, 0 or 1, and the number of entries changed.
 
+    one_episode: a column with one value throughout says nothing; a policy may push one way all the time.
     Raises DataError where the columns do not fit the setup mode.
     """
     columns = gripper_columns(actions.shape[1], setup_mode)
-    _check_no_hidden_gripper(path, actions, setup_mode)
+    if not (one_episode and len(np.unique(actions[:, _last_columns(actions.shape[1], num_arms(setup_mode))[0]])) == 1):
+        _check_no_hidden_gripper(path, actions, setup_mode)
     if not columns:
         return actions, 0
     commands = actions[:, columns]

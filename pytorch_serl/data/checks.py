@@ -3,13 +3,17 @@
 Every error is one line: file: transition i: key: got X, wanted Y; what to do.
 """
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pytorch_serl.data.safe_pickle import safe_load
+from pytorch_serl.data.episode_files import is_episode_file, read_episode
+from pytorch_serl.data.safe_pickle import safe_load_all
 
+SHORT = reprlib.Repr()  # of nested values a few: a file of 100 bytes can name one that is terabytes when written out
+SHORT.maxlevel = 2
 NOT_FINITE = "find its source and leave that episode out"
 ROUNDING = 1e-5  # actions this far outside [-1, 1] are clipped, not refused
 LARGEST = float(np.finfo(np.float32).max)  # what a buffer can hold
@@ -44,16 +48,22 @@ def show(value):
         return f"{value.dtype} array of shape {value.shape}"
     if value is None:
         return "None"
-    text = ascii(value)
+    text = (
+        ascii(value[:40]) if isinstance(value, str) else SHORT.repr(value).encode("ascii", "backslashreplace").decode()
+    )
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
 def show_keys(mapping):
-    return "keys " + ", ".join(sorted(ascii(key) for key in mapping)) if mapping else "no keys"
+    return "keys " + ", ".join(sorted(show_key(key) for key in mapping)) if mapping else "no keys"
+
+
+def show_key(key):
+    return ascii(key) if isinstance(key, (str, bytes)) else show(key)
 
 
 def load_transitions(path):
-    """Return the list of dicts that the pickle `path` holds.
+    """Return the list of dicts that `path` holds: a pickle, several lists one after the other, or an episode file.
 
     Raises DataError (no such file, no list, empty, an item that is no dict), ValueError or UnsafePickleError.
     """
@@ -61,9 +71,9 @@ def load_transitions(path):
     if not Path(path).is_file():
         got = "a folder" if Path(path).is_dir() else "no such file"
         raise place.error("file", got, "a pickle file with a list of transitions", "check the path")
-    transitions = safe_load(path)
-    if not isinstance(transitions, list):
-        raise place.error("file", show(transitions), "a list of transitions", "save one list per file")
+    if is_episode_file(path):
+        return read_episode(path)
+    transitions = _one_list(place, safe_load_all(path))
     if not transitions:
         raise place.error("file", "an empty list", "at least one transition", "record it again or leave it out")
     for index, transition in enumerate(transitions):
@@ -72,6 +82,15 @@ def load_transitions(path):
                 "transition", show(transition), "a dict with 'observations'", "save each transition as a dict"
             )
     return transitions
+
+
+def _one_list(place, values):
+    """The lists of a file's pickles as one; several times pickle.dump into one file writes several."""
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, list):
+            several = f"{len(values)} pickles one after the other, of which no. {number} is a " * (len(values) > 1)
+            raise place.error("file", several + show(value), "a list of transitions", "save one list per file")
+    return values[0] if len(values) == 1 else [item for value in values for item in value]
 
 
 def take(place, transition, key):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pytorch_serl.data import demo_report
+from pytorch_serl.data import demo_report, oddities
 from pytorch_serl.data.actions import (
     SETUP_MODES,
     check_action_dim,
@@ -26,7 +26,10 @@ from pytorch_serl.data.checks import (
     read_penalty,
     take,
 )
+from pytorch_serl.data.episode_files import is_episode_file
 from pytorch_serl.data.lerobot.reader import is_lerobot, load_lerobot
+from pytorch_serl.data.oddities import rewards_of
+from pytorch_serl.data.rewards import SAME, describe, kind_of_rewards
 
 __all__ = ["SETUP_MODES", "DataError", "Demos", "num_arms", "num_grippers", "read_demos", "split_episodes"]
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
@@ -70,7 +73,7 @@ class Demos:
 
 
 def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -> Demos:
-    """Read one or several demo files or LeRobot datasets (folders, see `load_lerobot`).
+    """Read one or several demo files, LeRobot datasets (folders, see `load_lerobot`), or a run's episodes/*.pkl.gz.
 
     paths: a path or a list of them. image_keys: the cameras to keep; other cameras in the files are dropped.
     setup_mode: one of SETUP_MODES.
@@ -90,9 +93,11 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
             demos = part
             continue
         _check_same_layout(paths[0], demos, path, part)
+        part.warnings += _other_rewards(paths[0], demos, path, part)
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
+    _check_rewards(path, demos.transitions)
     return demos
 
 
@@ -130,6 +135,7 @@ def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[l
 
 def _read_file(path, image_keys, setup_mode):
     raw, remarks = load_recording(path, image_keys, setup_mode)
+    one_episode = is_single(path)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []
     for index, item in enumerate(raw):
@@ -140,11 +146,12 @@ def _read_file(path, image_keys, setup_mode):
     has_penalty = _fill_penalties(transitions)
     mismatched = share_frames(transitions)
     episode_ids = _episode_ids(transitions)
-    _check_rewards(path, transitions)
+    if not one_episode:
+        _check_rewards(path, transitions)
     actions = np.stack([transition["actions"] for transition in transitions])  # (N, A)
     check_action_dim(Place(path, 0), actions.shape[1], setup_mode)
     check_not_zero(path, actions, episode_ids)
-    actions, snapped = snap_grippers(path, actions, setup_mode)
+    actions, snapped = snap_grippers(path, actions, setup_mode, one_episode)
     for transition, action in zip(transitions, actions, strict=True):
         transition["actions"] = action
     first_obs = transitions[0]["observations"]
@@ -157,7 +164,7 @@ def _read_file(path, image_keys, setup_mode):
         actions.shape[1],
         setup_mode,
     )
-    demos.warnings = remarks + demo_report.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
+    demos.warnings = remarks + oddities.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
     return demos
 
 
@@ -260,6 +267,22 @@ def _check_rewards(path, transitions):
             "a reward where the task succeeds",
             "set rewards to 1.0 in the transition that reaches the goal",
         )
+
+
+def _other_rewards(first_path, demos, path, part):
+    """A line where an ordinary step is rewarded otherwise than in the files before: one critic cannot learn both."""
+    if is_single(path) or is_single(first_path):
+        return []
+    first, here = (kind_of_rewards(d.transitions, d.episode_ids) for d in (demos, part))
+    if first.shaped == here.shaped and (first.shaped or abs(first.ordinary - here.ordinary) <= SAME):
+        return []
+    texts = [describe(k, rewards_of(d)) for k, d in ((here, part), (first, demos))]
+    return [f"{path}: rewards: {texts[0]}; in {first_path}: {texts[1]}; one scale is wanted throughout"]
+
+
+def is_single(path):
+    """Whether `path` is an episode file of a run: one episode, which may have failed."""
+    return not os.path.isdir(path) and is_episode_file(path)
 
 
 def _check_same_layout(first_path, demos, path, part):

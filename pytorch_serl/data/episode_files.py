@@ -7,9 +7,9 @@ run was killed is left out on reading.
 
 import errno
 import gzip
-import io
 import os
 import pickle
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from pytorch_serl.data.safe_pickle import safe_load_from
+from pytorch_serl.data.safe_pickle import safe_loads
 from pytorch_serl.utils.files import write_error
 
 FOLDER, SUFFIX = "episodes", ".pkl.gz"
 GZIP = 16 + zlib.MAX_WBITS  # what zlib calls gzip's format
 CHUNK = 2**16  # bytes read at a time
+NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})" + re.escape(SUFFIX))
+FIRST = b"}\x94\x8c\x0cobservations"  # so the first record begins, behind the pickle's own 11 bytes: a dict of one key
+ZEROS = 64  # so many at the end are not part of a record
+LARGEST_RECORD = 2**28  # bytes; a gzip file of a megabyte can grow to gigabytes
 
 
 class EpisodeWriter:
@@ -60,9 +64,21 @@ class EpisodeWriter:
 
 
 def episode_files(save_dir: str | os.PathLike) -> dict[int, Path]:
-    """The files of a run by episode number, in order."""
-    files = (Path(save_dir) / FOLDER).glob(f"[0-9]*{SUFFIX}")
-    return dict(sorted((int(path.name.removesuffix(SUFFIX)), path) for path in files))
+    """The files of a run by episode number, in order; what others left in their folder is passed over."""
+    files = [path for path in (Path(save_dir) / FOLDER).glob(f"*{SUFFIX}") if NAME.fullmatch(path.name)]
+    return dict(sorted((int(path.name.removesuffix(SUFFIX)), path) for path in files if path.is_file()))
+
+
+def is_episode_file(path: str | os.PathLike) -> bool:
+    """Whether a file begins as `EpisodeWriter` begins one."""
+    with open(path, "rb") as file:
+        head = file.read(CHUNK)
+    if not head.startswith(b"\x1f\x8b"):
+        return False
+    try:
+        return zlib.decompressobj(GZIP).decompress(head, 64)[11:].startswith(FIRST)
+    except zlib.error:
+        return False
 
 
 def read_episode(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -87,18 +103,29 @@ def read_episode(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def _records(path: str | os.PathLike) -> list[dict[str, Any]]:
     data, place, records = Path(path).read_bytes(), 0, []
+    written = len(data.rstrip(b"\0"))  # a machine that lost power leaves zeros where the last step was being written
+    written = len(data) if len(data) - written < ZEROS else written
     while place < len(data):
-        member, parts = zlib.decompressobj(GZIP), []
+        if place >= written:
+            break
+        member, parts, size = zlib.decompressobj(GZIP), [], 0
         while place < len(data) and not member.eof:
             chunk = data[place : place + CHUNK]
             try:
-                parts.append(member.decompress(chunk))
+                parts.append(member.decompress(chunk, LARGEST_RECORD + 1 - size))
             except zlib.error as error:
+                if written < len(data):
+                    return records
                 raise ValueError(f"{path}: damaged after {len(records)} records ({error}); move it away") from None
+            size += len(parts[-1])
+            if size > LARGEST_RECORD:
+                raise ValueError(
+                    f"{path}: record {len(records)} has more than {LARGEST_RECORD:,} bytes; not one of ours"
+                )
             place += len(chunk) - len(member.unused_data)
         if not member.eof:
             break
-        record = safe_load_from(io.BytesIO(b"".join(parts)), path)
+        record = safe_loads(b"".join(parts), path)
         if not isinstance(record, dict):
             raise ValueError(f"{path}: holds a {type(record).__name__}; not an episode file of this project")
         records.append(record)

@@ -7,12 +7,17 @@ and type, and built from those after the pickle has ended. A forged dtype (say, 
 raw bytes) therefore never reaches numpy.
 """
 
+import io
 import math
+import mmap
 import pickle
 from os import PathLike
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from pytorch_serl.data.pickle_bounds import BeyondTheFile, pickle_end
+from pytorch_serl.utils.file_kinds import OLD_TORCH, kind_of
 
 PLAIN_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: no Python objects, records, dates
 REMEDY = "convert tensors and other objects to numpy arrays (np.asarray) and save the file again"
@@ -31,28 +36,75 @@ def safe_load(path: str | PathLike) -> Any:
 
     Arrays that the file stores once are one object in the result too. An OrderedDict comes back as a dict.
     Raises UnsafePickleError where the file names anything else (nothing of it was run), ValueError where it
-    is truncated or no pickle, and FileNotFoundError.
+    is truncated, no pickle, or holds several, and FileNotFoundError.
     """
+    return _only(safe_load_all(path), path)
+
+
+def safe_load_all(path: str | PathLike) -> list[Any]:
+    """Return what the pickles hold that stand in `path` one after the other, each as `safe_load` does it."""
     with open(path, "rb") as file:
-        return safe_load_from(file, path)
+        return list(_pickles(file, _contents(file), path))
 
 
-def safe_load_from(file: BinaryIO, name: str | PathLike) -> Any:
-    """The pickle that an open file holds, as `safe_load` returns it; errors call it `name`."""
-    try:
-        loaded = _Unpickler(file).load()  # its copy of all bytes is gone after this line
-        return _build(loaded, {})
-    except _Refused as error:
-        raise UnsafePickleError(
-            f"{name}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python containers only; "
-            f"nothing of it was run; {REMEDY}"
-        ) from None
-    except Exception as error:  # garbage raises almost anything
-        detail = " ".join(str(error).split())[:120] or "no detail"
+def safe_loads(data: bytes, name: str | PathLike) -> Any:
+    """The one pickle that `data` is, as `safe_load` returns it; errors call it `name`."""
+    return _only(list(_pickles(io.BytesIO(data), data, name)), name)
+
+
+def _only(values, name):
+    if len(values) > 1:
         raise ValueError(
-            f"{name}: got a file that cannot be read as a pickle ({type(error).__name__}: {detail}), "
-            "wanted a whole pickle file; record or copy it again"
-        ) from error
+            f"{name}: got {len(values)} pickles one after the other, wanted one; save what you mean with a single "
+            "pickle.dump into a new file"
+        )
+    return values[0]
+
+
+def _contents(file):
+    """The file's bytes without a copy of them in this process, where its file system can."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # ValueError: empty
+        data = file.read()
+        file.seek(0)
+        return data
+
+
+def _pickles(file: BinaryIO, data: bytes | mmap.mmap, name):
+    """The pickles in `file`, whose bytes are `data`, one after the other; at least one."""
+    place, number = 0, 0
+    while place < len(data) or not number:
+        try:
+            if data[: len(OLD_TORCH)] == OLD_TORCH:
+                raise ValueError("tensors")
+            end = pickle_end(data, place)
+            file.seek(place)
+            loaded = _Unpickler(file).load()  # its copy of all bytes is gone after this line
+            yield _build(loaded, {})
+        except (_Refused, BeyondTheFile) as error:
+            raise UnsafePickleError(
+                f"{name}: got a pickle with {error}, wanted numpy arrays, numpy scalars and plain Python containers "
+                f"only; nothing of it was run; {REMEDY}"
+            ) from None
+        except Exception as error:  # garbage raises almost anything
+            raise ValueError(f"{name}: {_unreadable(data, place, number, error)}") from error
+        place, number = end, number + 1
+
+
+def _unreadable(data, place, number, error):
+    """What is wrong with bytes that could not be read as a pickle, of which `number` came before `place`."""
+    detail = f"{type(error).__name__}: " + (" ".join(str(error).split())[:120] or "no detail")
+    if number:
+        whole = "a whole pickle" if number == 1 else f"{number} whole pickles"
+        return (
+            f"got {whole} and behind {'it' if number == 1 else 'them'}, from byte {place:,} on, {len(data) - place:,} "
+            f"bytes that are none ({detail}), wanted a whole pickle file; save it again, or keep its first {place:,} "
+            "bytes if the rest may go"
+        )
+    if kind := kind_of(data):
+        return f"got {kind[0]}, wanted a whole pickle file; {kind[1]}"
+    return f"got a file that cannot be read as a pickle ({detail}), wanted a whole pickle file; record or copy it again"
 
 
 class _Dtype:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.envs.tabletop import task
+from pytorch_serl.utils.output import print_anything
 
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
@@ -80,7 +81,7 @@ def record(
     """
     output_dir = Path(output_dir)
     demo_path = output_dir / "demos.pkl"
-    outputs = [demo_path, *sorted(output_dir.glob("success/*.pkl")), *sorted(output_dir.glob("failure/*.pkl"))]
+    outputs = [demo_path, *sorted(output_dir.glob("success/[!.]*.pkl")), *sorted(output_dir.glob("failure/[!.]*.pkl"))]
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")
@@ -279,6 +280,7 @@ def _write(path, content):
 
 
 def main(argv=None):
+    print_anything()
     args = parse_args(argv)
     try:
         summary = record(**vars(args))

@@ -9,14 +9,15 @@ import atexit
 import io
 import os
 import queue
+import re
 import shutil
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,15 @@ from pytorch_serl.training import build
 from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_figures
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
+from pytorch_serl.training.robot import close_robots, guarded
 from pytorch_serl.training.run import seed_all, uninterrupted
 from pytorch_serl.utils.files import atomic_write, try_lock
 
 POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
-END_SECONDS = 5.0  # for the environments to be closed
+END_SECONDS = 10.0  # for the environments to be closed
+OWN_FOLDER = re.compile("[0-9a-f]{32}")  # of a worker in SPOOL; a file manager may leave others
 SPOOL = "robots"  # folder of a run, on every robot's machine: episodes that the driver does not have yet
 
 
@@ -99,9 +102,11 @@ class RobotWorker:
         seed_all(seed)
         content = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
         self.agent, self.number = build.restore_agent(content, "cpu", "the driver's agent"), number
-        self.env = make_env()
+        self.env = guarded(make_env())
         self.locks, self.handed_over = [], []
-        left = [folder for folder in sorted(spool.glob("*")) if self._claim(folder)]
+        left = [
+            folder for folder in sorted(spool.glob("*")) if OWN_FOLDER.fullmatch(folder.name) and self._claim(folder)
+        ]
         self.folder = spool / uuid.uuid4().hex
         self._claim(self.folder)
         self.writer = _MarkedWriter(self.folder, [*self.agent.image_keys, "state"])
@@ -112,6 +117,10 @@ class RobotWorker:
 
     def run_episode(self, values: np.ndarray, episode: int, step: int, marks: dict[str, int]) -> Episode:
         """One training episode, seeded by its number; the driver has the ones before."""
+        with self._closed_on_error():
+            return self._run_episode(values, episode, step, marks)
+
+    def _run_episode(self, values, episode, step, marks):
         self._forget()
         unpack(torch.tensor(values), acting_modules(self.agent))
         self.actor.episode, self.writer.marks = episode, {"robot": self.number} | marks
@@ -133,11 +142,25 @@ class RobotWorker:
     def evaluate(self, values: np.ndarray, episodes: int, options: dict[str, Any]) -> Evaluation:
         """Unaided episodes with these parameters; see `evaluate`."""
         unpack(torch.tensor(values), acting_modules(self.agent))
-        return evaluate(self.agent, self.env, episodes, **options)
+        with self._closed_on_error():
+            return evaluate(self.agent, self.env, episodes, **options)
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """A worker whose environment failed is killed by the driver, which would close nothing."""
+        try:
+            yield
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the environment; what the driver does not have yet stays on this machine."""
+        close_robots(self.env)
 
     def end(self) -> None:
         """The driver has everything and wants nothing more."""
-        self.env.close()
+        self.close()
         shutil.rmtree(self.folder)
 
     def _claim(self, folder: Path) -> bool:
@@ -321,11 +344,13 @@ class Robots:
         self.running = False
 
     def end(self) -> None:
-        """Close the environments of the robots that are idle; the others are killed amid an episode."""
+        """Close the environments; a robot whose episode does not end within END_SECONDS is killed amid it."""
         self.ended = True
         self.thread.join()
-        with suppress(RayError):
-            ray.get([robot.worker.end.remote() for robot in self.idle], timeout=END_SECONDS)
+        calls = [robot.worker.end.remote() for robot in self.idle]
+        calls += [robot.worker.close.remote() for robot in self.busy.values()]  # after what they are at
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=END_SECONDS)
 
     # ---------------------------------------------------------------- the thread
 

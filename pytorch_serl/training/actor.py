@@ -1,5 +1,6 @@
 """The acting half of train_hybrid.py: episodes in the environment, and what came of them."""
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, save_picture
 from pytorch_serl.training.limits import Moment, limits_of
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import succeeded
+from pytorch_serl.training.robot import guarded, robots_in
 
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
@@ -30,6 +32,9 @@ class Actor:
         sparse: refuse rewards that the critics' clipped targets exclude (`check_sparse`).
         writer: puts every step on disk as it comes.
         control_hz: steps per second to keep; None leaves that to the environment.
+        max_steps: the episode in which the run makes its last step ends with it, as by a time limit.
+
+    `ends_at`, the same for an earlier step, may be set before each episode.
     """
 
     has_more = False  # of an episode: its next step is still to be done
@@ -44,10 +49,14 @@ class Actor:
         sparse: bool,
         writer: EpisodeWriter,
         control_hz: float | None = None,
+        max_steps: int | None = None,
     ):
-        self.agent, self.env, self.seed, self.writer = agent, env, seed, writer
+        self.agent, self.env, self.seed, self.writer = agent, guarded(env), seed, writer
         self.random_steps, self.limits = random_steps, limits_of(agent, env, sparse)
-        self.episode, self.pace = 0, Pace(control_hz)
+        self.ends_at = max_steps or math.inf
+        (self.robot,) = robots_in(self.env)
+        self.robot.control_hz = control_hz or self.robot.control_hz
+        self.episode, self.pace = 0, Pace(self.robot.control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
         # all corrections were the same action, whether the classifier's success was right)
         self.recent: list[list[float]] = []
@@ -56,6 +65,7 @@ class Actor:
         """Reset the environment."""
         obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
         self.pace.restart()
+        self.robot.pace = self.pace  # measured from here on; an evaluation's steps are not
         self.pace.observed()
         self.limits.observation(Moment(f"episode {self.episode}"), "observation", obs)
         self.writer.start(self.episode, obs)
@@ -74,16 +84,18 @@ class Actor:
             action = self._random_action()
         else:
             action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
-        self.pace.keep()
+        self.pace.acted()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.pace.observed()
+        cut = step + 1 >= self.ends_at and not (terminated or truncated)
         step, verdicts = self.limits.step(self._moment(), action, (next_obs, reward, terminated, truncated, info))
+        step["dones"] = step["dones"] or cut
         self.writer.add(step | {"corrected": "intervene_action" in info} | verdicts, next_obs)
         next_stored = build.to_storage(self.agent, next_obs, views=1)
         transition = step | {"observations": self.stored, "next_observations": next_stored}
         if "intervene_action" in info:
             self.helped += 1
-            self.pace.restart()  # a human takes the time that he needs
+            self.pace.disregard()
             self.corrections.append(transition["actions"])
         elif self.agent.num_grippers:
             commands = action.reshape(self.agent.num_grippers, -1)[:, -1]
@@ -92,7 +104,7 @@ class Actor:
         self.transitions.append(transition)
         self.stored = next_stored
         if transition["dones"]:
-            self.solved = succeeded(info)
+            self.solved = bool(info.get("succeed")) if cut else succeeded(info)
             self.classifier_right = UNKNOWN
             if verdicts.get("classifier_verdict"):
                 self.classifier_right = verdicts.get("human_verdict", verdicts.get("env_verdict", UNKNOWN))
@@ -123,8 +135,8 @@ class Actor:
         return action
 
     def figures(self) -> dict[str, float]:
-        """See `recent_figures`."""
-        return recent_figures(self.recent)
+        """See `recent_figures`; with them whether a camera's frames stay the same or show nothing."""
+        return recent_figures(self.recent) | ({"alarm_cameras": 1.0} if self.robot.watch.raised else {})
 
     def close(self) -> None:
         """No more training episodes; here nobody has to be told."""

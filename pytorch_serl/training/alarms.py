@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pytorch_serl.training.run import NAN_BATCH
 from pytorch_serl.utils.files import save_checkpoint
 
-Q_SLACK = 1.1  # Q fluctuates: up to this multiple of the largest return is none of an alarm's business
+Q_SLACK = 0.1  # Q fluctuates: by this share of the range of returns it may exceed the largest
 TEMPERATURES = 1e-3, 10.0
 ENTROPY_DISTANCE = 1.0  # nats per continuous dimension of the action
 SATURATED = 0.5  # share of sampled action entries beyond +-0.99
@@ -26,10 +26,14 @@ class Alarms:
         target_entropy: in nats.
         action_dim: continuous dimensions.
         commands: gripper commands that the demos show, out of -1 (close) and 1 (open).
+        min_return: the smallest; with costs alone, -1 a step, the largest is 0 and says nothing of their size.
     """
 
-    def __init__(self, max_return: float, target_entropy: float, action_dim: int, commands: set[int]):
+    def __init__(
+        self, max_return: float, target_entropy: float, action_dim: int, commands: set[int], min_return: float = 0.0
+    ):
         self.max_return, self.commands = max_return, commands
+        self.highest_q = max_return + Q_SLACK * max(max_return - min_return, max_return, -min_return)
         self.target_entropy, self.action_dim = target_entropy, action_dim
         self.raised: set[str] = set()
 
@@ -45,7 +49,7 @@ class Alarms:
         wrong, low, high = {}, *TEMPERATURES
         q, temperature = figures.get("q_max", -math.inf), figures.get("temperature", low)
         entropy, saturation = figures.get("entropy", self.target_entropy), figures.get("saturation", 0.0)
-        if q > Q_SLACK * self.max_return:
+        if q > self.highest_q:
             wrong["q"] = (
                 f"q_max is {q:.2f}, no return can be above {self.max_return:.2f}: the critics overestimate; check "
                 "rewards, and masks at time limits"

@@ -50,27 +50,29 @@ def find_backbone(
             f"without --backbone {RANDOM} the best at hand is used"
         )
     if path is not None:
-        path = Path(path).expanduser()
+        path = _at_home(path)
         if not path.is_file():
             raise ValueError(
                 f"{path}: no such backbone file; wanted HIL-SERL's resnet10_params.pkl, a .pt of this project or "
                 f"the word {RANDOM}"
             )
         return read_backbone(path)
-    published = PUBLISHED_PATH.expanduser()
-    if download and not published.is_file():
+    published, note = _readable(PUBLISHED_PATH)
+    if download and published is None:
+        published = _at_home(PUBLISHED_PATH)
         download_published(published, PUBLISHED_URL)
-    if published.is_file():
+    if published is not None:
         return read_backbone(published)
-    own = None if own is None else Path(own).expanduser()
-    if own is not None and own.is_file():
-        resnet, line = read_backbone(own)
-        return resnet, f"{line}, since there are no published weights at {published}"
-    absent = f"{published} (published weights; --download_backbone fetches them)"
-    absent = absent if own is None else f"{absent} and {own} (your own)"
+    at_home = PUBLISHED_PATH if note else _at_home(PUBLISHED_PATH)
+    mine, own_note = _readable(own) if own is not None else (None, "")
+    if mine is not None:
+        resnet, line = read_backbone(mine)
+        return resnet, f"{line}, since there are no published weights at {at_home}" + note
+    absent = f"{at_home} (published weights; --download_backbone fetches them)"
+    absent = absent if own is None else f"{absent} and no {own} (your own)"
     return shipped_backbone(), (
         f"backbone: the shipped one, distilled on photographs and drawn scenes (docs/backbone.md, sha256 "
-        f"{shipped.SHIPPED_SHA256[:12]}), since there is no {absent}"
+        f"{shipped.SHIPPED_SHA256[:12]}), since there is no {absent}" + note + own_note
     )
 
 
@@ -79,6 +81,27 @@ def shipped_backbone() -> ResNet10:
     resnet = ResNet10()
     resnet.load_state_dict(shipped.shipped_state())
     return resnet.requires_grad_(False).eval()
+
+
+def _at_home(path: str | os.PathLike) -> Path:
+    """The path with its ~ replaced. Raises ValueError where nobody knows the home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; set HOME, or give the file with --backbone and its whole path") from None
+
+
+def _readable(path: str | os.PathLike) -> tuple[Path | None, str]:
+    """The path of an optional file that can be read, or None; and a line where it could not be looked at."""
+    try:
+        path = _at_home(path)
+        if not path.is_file():
+            return None, ""
+        open(path, "rb").close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return None, f"\nbackbone: {path} cannot be read and counts as not there ({reason})"
+    return path, ""
 
 
 def read_backbone(path: str | os.PathLike) -> tuple[ResNet10, str]:
@@ -128,7 +151,7 @@ def download_published(path: str | os.PathLike, url: str = PUBLISHED_URL) -> Non
 
     Raises DownloadError when they cannot be reached, ValueError when what came is something else.
     """
-    path = Path(path).expanduser()
+    path = _at_home(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -12,9 +12,11 @@ from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.data.rewards import return_bounds
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.robot import Robot, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
@@ -88,11 +90,10 @@ def all_solved(demos: Demos) -> bool:
 
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
     """Alarms that know the demos' rewards and gripper commands."""
-    rewards = max(t["rewards"] for t in demos.transitions)
-    max_return = 1.0 if q_range(demos) else max(rewards, 0.0) / max(1 - agent.discount, 1e-3)
+    min_return, max_return = q_range(demos) or return_bounds(demos.transitions, agent.discount)
     columns = gripper_columns(demos.action_dim, demos.setup_mode)
     commands = {int(command) for t in demos.transitions for command in t["actions"][columns]}
-    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands)
+    return Alarms(max_return, agent.target_entropy, agent.action_dim, commands, min_return)
 
 
 def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[ResNet10 | None, str]:
@@ -169,14 +170,16 @@ def is_simulated(name: str) -> bool:
     return env_id(name) in ENV_NAMES.values()
 
 
-def make_env(name: str, setup_mode: str) -> gym.Env:
-    """The environment of a Gymnasium id (`package:Id` included) or short name; the built-in one takes the setup mode.
+def make_env(name: str, setup_mode: str) -> Robot:
+    """The environment of a Gymnasium id (`package:Id` included) or short name, in a `Robot`; who makes it closes it.
+
+    The built-in one takes the setup mode.
 
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
     settings = {"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}
     try:
-        return gym.make(env_id(name), **settings)
+        return Robot(gym.make(env_id(name), **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
         raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
 
@@ -184,10 +187,20 @@ def make_env(name: str, setup_mode: str) -> gym.Env:
 def side_by_side(env: gym.Env, name: str, setup_mode: str) -> list[gym.Env]:
     """The environment that `make_env` made, and of the built-in task more alike: an evaluation's episodes at once.
 
+    They have the first one's rate and limit, and are the caller's to close.
+
     A CPU takes a third less for the frames of ten observations together.
     """
-    more = EVAL_ENVS - 1 if env_id(name) == BUILT_IN_ENV else 0
-    return [env, *(make_env(name, setup_mode) for _ in range(more))]
+    envs = [env]
+    try:
+        while len(envs) < EVAL_ENVS and env_id(name) == BUILT_IN_ENV:
+            envs.append(make_env(name, setup_mode))
+            for robot, like in zip(robots_in(envs[-1]), robots_in(env)):
+                robot.control_hz, robot.limit = like.control_hz, like.limit
+    except BaseException:
+        close_robots(envs[1:])
+        raise
+    return envs
 
 
 def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:

@@ -183,8 +183,9 @@ def mistakes_sheet(
             ]
             axis.imshow(np.concatenate(strip, 1))
             wrong = (prob[row] > threshold) != label
+            name = names[row].encode(errors="replace").decode()  # a file's, which need not be text
             axis.set_title(
-                f"{names[row]}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}",
+                f"{name}\n{'success' if label else 'FAILURE'}, p {prob[row]:.3f}",
                 fontsize=7,
                 color="red" if wrong else "black",
                 parse_math=False,

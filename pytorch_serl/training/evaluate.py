@@ -9,16 +9,21 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from tqdm import tqdm
 
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.limits import Limits, Moment, limits_of
 from pytorch_serl.training.rewards import succeeded
+from pytorch_serl.training.robot import guarded
 from pytorch_serl.training.run import save_json
 from pytorch_serl.utils.files import atomic_write
 
 EVAL_SEED = 1_000_000_000  # evaluations during training are seeded from here, training episodes far below
 EVALUATION_FILES = ("evaluation.gif", "evaluation.json")  # what `report_evaluation` writes
 SCREEN_EPISODES = 20  # after so many, an evaluation that cannot matter any more may end
+RECORDED_FRAMES = 60  # of an episode, at most, in an animation; a longer one runs faster there
+RECORDED_SIZE = 128, 512  # pixels, all cameras beside each other: larger frames are shrunk when they are taken
+LARGE = 128 * 256  # pixels: pictures of no more are drawn twice as large
 FINAL_SEED = 1_500_000_000  # the final evaluation: episodes that chose neither the policy nor the checkpoint
 
 
@@ -81,10 +86,11 @@ class _Episode:
         self.obs, _ = env.reset(seed=seed)
         limits.observation(Moment(f"the evaluation seeded {seed}"), "observation", self.obs)
         self.frames: list[np.ndarray] = []
+        self.every = 1  # steps from one picture to the next
 
     def step(self, action: np.ndarray) -> None:
-        if self.recorded:
-            self.frames.append(camera_strip(self.obs, self.recorded))
+        if self.recorded and self.steps % self.every == 0:
+            self._record()
         self.obs, reward, terminated, truncated, info = self.env.step(action)
         place = Moment(f"the evaluation seeded {self.seed}", self.steps)
         result = self.limits.outcome(place, (self.obs, reward, terminated, truncated, info))
@@ -94,7 +100,12 @@ class _Episode:
         if self.done:
             self.solved = succeeded(info) and self.alone
             if self.recorded:
-                self.frames += [camera_strip(self.obs, self.recorded, border=self.solved)] * 4
+                self.frames += [recorded_strip(self.obs, self.recorded, border=self.solved)] * 4
+
+    def _record(self) -> None:
+        self.frames.append(recorded_strip(self.obs, self.recorded))
+        if len(self.frames) > RECORDED_FRAMES:
+            self.frames, self.every = self.frames[::2], 2 * self.every
 
 
 def evaluate(
@@ -107,7 +118,7 @@ def evaluate(
     record_episodes: int = 0,
     screen: float = 0.0,
 ) -> Evaluation:
-    """Run unaided episodes seeded seed, seed + 1, ...
+    """Run unaided episodes seeded seed, seed + 1, ..., with a progress bar of them and of the longest one's steps.
 
     Args:
         agent: anything with `sample_actions(obs, argmax)`, and `image_keys` when episodes are recorded.
@@ -117,26 +128,27 @@ def evaluate(
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
         screen: end after SCREEN_EPISODES episodes where fewer than this share of them succeeded.
-    Raises ContractError when the environment does not report success.
+    Raises ContractError when the environment does not report success, and as `Robot` does.
     """
-    envs = env if isinstance(env, list) else [env]
+    envs = [guarded(e) for e in (env if isinstance(env, list) else [env])]
     grippers, commands = getattr(agent, "num_grippers", 0), {-1: 0, 0: 0, 1: 0}
     finished, limits = [], limits_of(agent, envs[0])
-    while (first := len(finished)) < episodes:
-        numbers = range(first, min(first + len(envs), episodes))
-        group = [
-            _Episode(e, seed + n, agent.image_keys if n < record_episodes else [], limits)
-            for e, n in zip(envs, numbers)
-        ]
-        while running := [episode for episode in group if not episode.done]:
-            for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
-                for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
-                    commands[int(command)] += 1
-                episode.step(action)
-        finished += group
-        screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
-        if first < SCREEN_EPISODES <= len(finished) and screened < screen * SCREEN_EPISODES:
-            break
+    with tqdm(total=episodes, desc="evaluating", unit="episode", mininterval=1, leave=False) as bar:
+        while (first := len(finished)) < episodes:
+            numbers = range(first, min(first + len(envs), episodes))
+            recorded = [agent.image_keys if n < record_episodes else [] for n in numbers]
+            group = [_Episode(e, seed + n, keys, limits) for e, n, keys in zip(envs, numbers, recorded)]
+            while running := [episode for episode in group if not episode.done]:
+                for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
+                    for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
+                        commands[int(command)] += 1
+                    episode.step(action)
+                bar.set_postfix(step=max(episode.steps for episode in group), refresh=False)
+                bar.update(sum(episode.done for episode in running))
+            finished += group
+            screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
+            if first < SCREEN_EPISODES <= len(finished) and screened < screen * SCREEN_EPISODES:
+                break
     solved = [episode.steps for episode in finished if episode.solved]
     return Evaluation(
         len(solved),
@@ -216,21 +228,37 @@ def camera_strip(obs: dict[str, np.ndarray], image_keys: list[str], border: bool
     return strip
 
 
-def save_animation(path: str | os.PathLike, frames: list[np.ndarray], fps: int = 10, scale: int = 2) -> None:
-    """Write frames uint8 (H, W, 3) as an animated GIF, each pixel `scale` wide."""
+def recorded_strip(obs: dict[str, np.ndarray], image_keys: list[str], border: bool = False) -> np.ndarray:
+    """`camera_strip` of frames shrunk by one whole number until they keep to RECORDED_SIZE."""
     from PIL import Image
 
-    images = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)).quantize(128) for f in frames]
+    height, width = max(obs[k].shape[0] for k in image_keys), sum(obs[k].shape[1] for k in image_keys)
+    factor = math.ceil(max(height / RECORDED_SIZE[0], width / RECORDED_SIZE[1]))
+    if factor > 1:
+        obs = {k: np.asarray(Image.fromarray(obs[k]).reduce(factor)) for k in image_keys}
+    return camera_strip(obs, image_keys, border)
+
+
+def save_animation(path: str | os.PathLike, frames: list[np.ndarray], fps: int = 10, scale: int | None = None) -> None:
+    """Write frames uint8 (H, W, 3) as an animated GIF, each pixel `scale` wide; None: 2, of large frames 1."""
+    from PIL import Image
+
+    images = [Image.fromarray(_enlarged(f, scale)).quantize(128) for f in frames]
     with atomic_write(path) as file:
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
 
 
-def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int = 2) -> None:
-    """Write a frame uint8 (H, W, 3) as PNG, each pixel `scale` wide."""
+def save_picture(path: str | os.PathLike, frame: np.ndarray, scale: int | None = None) -> None:
+    """Write a frame uint8 (H, W, 3) as PNG, each pixel `scale` wide; None: 2, of large frames 1."""
     from PIL import Image
 
     with atomic_write(path) as file:
-        Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)).save(file, "PNG")
+        Image.fromarray(_enlarged(frame, scale)).save(file, "PNG")
+
+
+def _enlarged(frame: np.ndarray, scale: int | None) -> np.ndarray:
+    scale = scale or (2 if frame.shape[0] * frame.shape[1] <= LARGE else 1)
+    return frame.repeat(scale, 0).repeat(scale, 1)
 
 
 def report_evaluation(

@@ -23,25 +23,43 @@ class Pace:
 
     def restart(self) -> None:
         """An episode begins: the time before it counts for nothing."""
-        self.tick = self.last = None
+        self.tick = self.last = self.chosen = None
+        self.noted: list[deque] = []  # what the last step's figures were added to
+        self.measures = True
+        self.seen = time.monotonic()
 
     def observed(self) -> None:
         """An observation came."""
-        self.seen = time.monotonic()
+        self.seen, self.chosen = time.monotonic(), None
+
+    def acted(self) -> None:
+        """The policy's action is there; until `keep` a human may take the time that he needs."""
+        self.chosen = time.monotonic()
 
     def keep(self) -> None:
-        """The action is there: note how long it took, and wait until it is due."""
-        now = time.monotonic()
-        self.delays.append(now - self.seen)
+        """The command goes out now: note how long the action took, and wait until it is due."""
+        now, self.noted = time.monotonic(), []
+        self.delays.append((self.chosen or now) - self.seen)
         if self.period and self.tick is not None:
-            self.late.append(now - self.tick > LATE * self.period)
+            self._note(self.late, now - self.tick > LATE * self.period)
             time.sleep(max(0.0, self.tick - now))
             now = max(now, self.tick)
         if self.last is not None:
-            self.periods.append(now - self.last)
-        self.last = now
+            self._note(self.periods, now - self.last)
+        self.last, self.measures = now, True
         if self.period:
             self.tick = now + self.period
+
+    def disregard(self) -> None:
+        """A human acted in this step: its time and the next one's are his, and do not count; the rate is kept."""
+        for figures in self.noted:
+            figures.pop()
+        self.noted, self.measures = [], False
+
+    def _note(self, figures: deque, value: float) -> None:
+        if self.measures:
+            figures.append(value)
+            self.noted.append(figures)
 
     def figures(self) -> dict[str, float]:
         """Milliseconds from observation to action and between steps; overruns as a share of the steps."""

@@ -18,6 +18,7 @@ import torch
 from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock
 from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
+from pytorch_serl.utils.output import print_anything
 from pytorch_serl.utils.signals import catch_stops
 from pytorch_serl.utils.signals import uninterrupted as uninterrupted
 
@@ -34,7 +35,7 @@ RUN_FILES = (  # patterns
     "buffer_*_*.pt",
     "learning_curve.png",
     "events.out.tfevents.*",
-    "episodes/*.pkl.gz",
+    "episodes/[0-9]*.pkl.gz",
     "called_success/*.png",
     "robots/*/*/episodes/*.pkl.gz",
 )
@@ -58,6 +59,7 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`: Ctrl-C, SIGTERM or SIGHUP where there is nothing to save ends it in one line and exit code
     130, a full disk in one line and 2."""
+    print_anything()
     keep_freed_memory()
     catch_stops()
     try:
@@ -280,7 +282,11 @@ class MetricLogger:
             text = f"tensorboard is not installed: metrics go to {self.file} only (pip install tensorboard)"
             warnings.warn(text, stacklevel=2)
         else:
-            self.writer = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+            try:
+                self.writer = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+            except UnicodeError:  # it takes no folder whose name is no text
+                text = f"tensorboard cannot write to {ascii(str(path))}: metrics go to {METRICS} only"
+                warnings.warn(text, stacklevel=2)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Record scalars (numbers or 0-dimensional tensors) at `step`."""

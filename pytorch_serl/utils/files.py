@@ -14,6 +14,8 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import torch
 
+from pytorch_serl.utils.file_kinds import kind_of
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -164,6 +166,15 @@ def load_into(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Non
     module.load_state_dict({own.get(name, name): tensor for name, tensor in uncompiled(state).items()})
 
 
+def _kind(path: str | os.PathLike) -> str | None:
+    """What a file is by its first bytes, where these are no checkpoint's, and what to do with it."""
+    try:
+        kind = kind_of(Path(path).read_bytes())
+    except OSError:
+        return None
+    return None if kind is None or "torch.save" in kind[0] else "; ".join(kind)
+
+
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint with `weights_only=True`. Raises ValueError, naming the file, for anything that is not one."""
     try:
@@ -172,6 +183,8 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
         raise ValueError(f"{path}: no such checkpoint file") from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]  # without torch's advice
+        if kind := _kind(path):
+            reason = f"it is {kind}"
         raise ValueError(
             f"{path}: not a readable checkpoint (truncated, or not written by torch.save): {reason}"
         ) from error

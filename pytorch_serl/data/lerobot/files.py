@@ -1,6 +1,8 @@
 """The files of a LeRobot dataset: parquet tables, and pictures out of videos or tables."""
 
 import io
+import math
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 
 from pytorch_serl.data.checks import Place
 
+TABLE = re.compile(r"file-[0-9]+\.parquet")
 AGAIN = "download or copy it again"
 
 
@@ -31,13 +34,24 @@ def read_table(place: Place, root: Path, folder: str, columns: list[str] | None 
     import pyarrow as pa
     from pyarrow import parquet
 
-    files = sorted((root / folder).rglob("*.parquet"))
+    files = _tables(root / folder)
     if not files:
         raise place.error(folder, "no parquet file", "a whole dataset", AGAIN)
     try:
         return pa.concat_tables([parquet.read_table(file, columns=columns) for file in files])
     except (OSError, pa.ArrowException) as error:
-        raise place.error(folder, str(error), "readable parquet files", AGAIN) from None
+        reason = " ".join(str(error).split())[:160]  # pyarrow's has many lines
+        raise place.error(folder, reason, "readable parquet files", AGAIN) from None
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The dataset's tables in the order of their names; what others left beside them is passed over."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*.parquet"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return [path for path in files if TABLE.fullmatch(path.name)] or files
 
 
 def read_frames(
@@ -51,21 +65,44 @@ def read_frames(
     """
     if info["features"][feature]["dtype"] == "image":
         pictures = read_table(place, root, "data", [feature])[feature]
-        for row in np.concatenate(rows):
-            yield from _decode(place, io.BytesIO(pictures[int(row)].as_py()["bytes"]), None, 0.0)
+        for episode, kept in zip(episodes, rows):
+            for row in kept:
+                picture = pictures[int(row)].as_py()
+                if not isinstance(picture, dict) or not picture.get("bytes"):
+                    where = f"episode {episode['episode_index']}: {feature}"
+                    raise place.error(where, f"no picture in row {row}", "pictures in the table", AGAIN)
+                yield from _decode(place, io.BytesIO(picture["bytes"]), None, 0.0)
         return
+    template = info.get("video_path")
+    if not isinstance(template, str):
+        raise place.error("meta/info.json: video_path", f"{template}", "where the videos are", AGAIN)
 
     def file(pair):
-        index = {name: pair[0][f"videos/{feature}/{name}"] for name in ("chunk_index", "file_index")}
-        return root / info["video_path"].format(video_key=feature, **index)
+        index = {
+            name: int(_number(place, pair[0], f"videos/{feature}/{name}")) for name in ("chunk_index", "file_index")
+        }
+        try:
+            return root / template.format(video_key=feature, **index)
+        except (LookupError, ValueError) as error:
+            raise place.error("meta/info.json: video_path", f"{template!r} ({error})", "a template", AGAIN) from None
 
     for path, group in groupby(zip(episodes, rows), key=file):
         times = [
-            episode[f"videos/{feature}/from_timestamp"] + (row - episode["dataset_from_index"]) / info["fps"]
+            _number(place, episode, f"videos/{feature}/from_timestamp")
+            + (row - _number(place, episode, "dataset_from_index")) / info["fps"]
             for episode, kept in group
             for row in kept
         ]
         yield from _decode(place, path, times, 0.5 / info["fps"])
+
+
+def _number(place: Place, episode: dict[str, Any], name: str) -> float:
+    """An entry of an episode's row in the metadata."""
+    value = episode.get(name)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        what = "nothing" if name not in episode else f"{value}"
+        raise place.error(f"meta/episodes: episode {episode['episode_index']}: {name}", what, "a number", AGAIN)
+    return value
 
 
 def _decode(place: Place, source: Any, times: Iterable[float] | None, tolerance: float) -> Iterator[np.ndarray]:

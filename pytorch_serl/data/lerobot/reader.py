@@ -4,7 +4,6 @@ Needs `pip install -r requirements/lerobot-data.txt` (pyarrow, av), not the lero
 of itself stands in MAPPING beside its `meta` folder; docs/lerobot.md has every entry.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import numpy as np
 
 from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
 from pytorch_serl.data.checks import Place, show
-from pytorch_serl.data.lerobot.files import read_frames, read_table, require_packages, resized
+from pytorch_serl.data.lerobot.files import AGAIN, read_frames, read_table, require_packages, resized
+from pytorch_serl.data.lerobot.metadata import INFO, check_info, entry_names, read_episodes, read_json
+from pytorch_serl.data.rewards import SAME, reward_kind
 
-INFO, MAPPING, EPISODES = "meta/info.json", "pytorch_serl.json", "meta/episodes"
+MAPPING = "pytorch_serl.json"
 FINAL, MASK, PENALTY = "final", "mask", "grasp_penalty"  # columns of datasets that this project wrote
 PENALTIES = (PENALTY, "complementary_info.discrete_penalty")
 KINDS = {  # of the entries of MAPPING
@@ -67,18 +68,17 @@ def load_lerobot(path: str, image_keys: list[str], setup_mode: str) -> tuple[lis
     """
     require_packages()
     place, root = Place(str(path)), Path(path)
-    info = _read_json(place, root / INFO)
+    info = read_json(place, root / INFO)
     if not str(info.get("codebase_version", "")).startswith("v3"):
         raise place.error(
             "codebase_version", f"{info.get('codebase_version')}", "v3.x", "convert it with lerobot's own script"
         )
-    if lacking := [key for key in ("fps", "features") if key not in info]:
-        raise place.error(INFO, f"no {lacking[0]}", "a whole dataset", "download or copy it again")
+    check_info(place, info)
     mapping, features = _read_mapping(place, root), info["features"]
     cameras = {key: _camera(place, key, mapping, features) for key in image_keys}
     rows = _Rows(place, root, mapping, features, setup_mode)
     stride = _stride(place, mapping, info["fps"])
-    episodes = sorted(read_table(place, root, EPISODES).to_pylist(), key=lambda episode: episode["episode_index"])
+    episodes = read_episodes(place, root, rows.numbers)
     starts, transitions = [], []
     for episode in episodes:
         part, kept = rows.episode(episode["episode_index"], stride)
@@ -94,18 +94,8 @@ def load_lerobot(path: str, image_keys: list[str], setup_mode: str) -> tuple[lis
     return [transition for part in transitions for transition in part], rows.remarks
 
 
-def _read_json(place, path):
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise place.error(path.name, str(error), "a JSON file", "repair or replace it") from None
-    if not isinstance(content, dict):
-        raise place.error(path.name, type(content).__name__, "a JSON object", "repair or replace it")
-    return content
-
-
 def _read_mapping(place, root):
-    content = _read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
+    content = read_json(place, root / MAPPING) if (root / MAPPING).exists() else {}
     see = "see docs/lerobot.md"
     if unknown := [name for name in content if name not in KINDS]:
         raise place.error(MAPPING, f"the entry {unknown[0]!r}", f"some of {', '.join(KINDS)}", see)
@@ -165,15 +155,36 @@ class _Rows:
         numeric = ("float", "int", "uint", "bool")
         names = [name for name, feature in features.items() if feature["dtype"].startswith(numeric)]
         table = read_table(place, root, "data", names)
-        self.columns = {name: np.array(table[name].to_pylist()) for name in names}
+        self.columns = {name: self._numbers(table, name) for name in names}
+        self.numbers = self._column("episode_index").ravel()  # (N,)
         self.action = self._action(features)  # (N, A)
         self.grippers = gripper_columns(self.action.shape[1], setup_mode)
         self.arm = [column for column in range(self.action.shape[1]) if column not in self.grippers]
         self.low, self.high = self._range()
         for column in self.grippers:
             self.action[:, column] = self._gripper(self.action[:, column])
+        self.kind = self._kind()
         states = mapping.state if mapping.state is not None else ["observation.state"] * ("observation.state" in names)
         self.state = self._state(states)
+
+    def _numbers(self, table, name):
+        """A column as an array; an error names the first row that has nothing, or something of another shape."""
+        if name not in table.column_names:
+            raise self.place.error(
+                name, f"the columns {', '.join(table.column_names)}", f"{name}, as {INFO} has it", AGAIN
+            )
+        values = table[name].to_pylist()
+        try:
+            array = np.array(values)
+        except ValueError:  # ragged
+            array = np.array(None)
+        if array.dtype.kind in "biuf":
+            return array
+        odd = next((i for i, x in enumerate(values) if np.shape(x) != np.shape(values[0]) or x is None), 0)
+        number = table["episode_index"][odd].as_py() if "episode_index" in table.column_names else "?"
+        raise Place(self.place.path, odd).error(
+            f"episode {number}: {name}", show(values[odd]), "numbers of one shape throughout", AGAIN
+        )
 
     def _column(self, name):
         if name not in self.columns:
@@ -193,12 +204,11 @@ class _Rows:
         action = action.reshape(len(action), -1).astype(np.float64)  # (N, A)
         if entries is None:
             return action
-        names = features[name].get("names") or []
-        names = list(names) if not isinstance(names, dict) else [x for part in names.values() for x in part]
+        names = entry_names(features[name].get("names"))
         try:
             return action[:, [names.index(e) if isinstance(e, str) else e for e in entries]]
         except (ValueError, IndexError, TypeError):
-            wanted = f"entries among {names}" if names else f"indices below {action.shape[1]}"
+            wanted = f"entries among {names}" if any(names) else f"indices below {action.shape[1]}"
             raise self.place.error("entries", f"{entries}", wanted, f"correct {MAPPING}") from None
 
     def _range(self):
@@ -251,13 +261,18 @@ class _Rows:
 
     def episode(self, number: int, stride: int) -> tuple[list[dict], np.ndarray]:
         """Its transitions without pictures, and the rows (of the whole table) of their frames and the one after."""
-        rows = np.flatnonzero(self._column("episode_index") == number)
+        rows = np.flatnonzero(self.numbers == number)
         final = FINAL in self.columns and bool(self._column(FINAL)[rows[-1]])  # an observation without a step
         steps = rows[:-1] if final else rows
+        if not len(steps):
+            raise self.place.error(f"episode {number}", "one frame, marked final", "a step at least", AGAIN)
         rewards = self._rewards(steps)
         terminal = self._terminal(steps, rewards)
         if not final and not terminal:  # the last frame can only be what the step before it led to
             steps, final = steps[:-1], True
+        if not len(steps):
+            self.remarks.append(f"{self.place}: episode {number} has one frame and no step; it is left out")
+            return [], rows[:0]
         parts = [steps[i : i + stride] for i in range(0, len(steps), stride)]
         kept = np.array([part[0] for part in parts] + [rows[-1]] * final)
         states = None if self.state is None else self.state[kept]
@@ -289,6 +304,12 @@ class _Rows:
             result[self.arm] = 2 * (result[self.arm] - self.low) / (self.high - self.low) - 1
         return result.astype(np.float32)
 
+    def _kind(self):
+        name = next((name for name in ("next.reward", "next.success") if name in self.columns), None)
+        if name is None:
+            return None
+        return reward_kind(self.columns[name].astype(np.float64).ravel(), np.append(np.diff(self.numbers) != 0, True))
+
     def _rewards(self, steps):
         for name in ("next.reward", "next.success"):
             if name in self.columns:
@@ -298,10 +319,17 @@ class _Rows:
         return (steps == steps[-1]).astype(np.float64)
 
     def _terminal(self, steps, rewards):
-        """Whether the episode really ended; without this project's mask: whether its last step was rewarded."""
+        """Whether the episode really ended; without this project's mask: whether its last step was rewarded.
+
+        That is above what a step without success has in this dataset, -1 perhaps.
+        """
         if MASK in self.columns:
             return not self.columns[MASK][steps[-1]]
-        return bool(rewards[-1] > 0)
+        if self.kind is None:
+            return bool(rewards[-1] > 0)
+        if self.kind.shaped:
+            return bool(rewards[-1] >= rewards.max() - SAME)
+        return bool(rewards[-1] > self.kind.ordinary + SAME)
 
     def _penalty(self, part):
         names = [name for name in PENALTIES if name in self.columns]

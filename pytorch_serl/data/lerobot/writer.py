@@ -22,6 +22,7 @@ from pytorch_serl.data.demos import read_transition
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.lerobot.files import require_packages
 from pytorch_serl.data.lerobot.reader import FINAL, INFO, MAPPING, MASK, PENALTY
+from pytorch_serl.utils.output import print_anything
 
 CRF = 12  # quality of the videos; 0 would be without loss, 23 is the codec's default
 PATHS = {
@@ -258,6 +259,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    print_anything()
     """Returns the exit code: 0, or 2 after an error in the input."""
     args = parse_args(argv)
     writer = None

@@ -33,7 +33,8 @@ class Pad(Protocol):
     """Where sticks and buttons are read."""
 
     def read(self) -> tuple[dict[str, float], set[str]]:
-        """The sticks' ways in [-1, 1] by name (down and right are positive), and the buttons that are down now."""
+        """The sticks' ways in [-1, 1] by name (down and right are positive), and the buttons that are down now or were
+        pressed since the last call, however shortly."""
 
 
 class Gamepad:
@@ -52,6 +53,7 @@ class Gamepad:
             ) from None
         pygame.display.init()  # SDL reads its devices through the event queue, which belongs to the display
         controller.init()
+        controller.set_eventstate(True)
         found = [number for number in range(controller.get_count()) if controller.is_controller(number)]
         if not found:
             raise ValueError("--human gamepad: no gamepad is plugged in that SDL knows")
@@ -61,11 +63,12 @@ class Gamepad:
         self.buttons = {name: getattr(pygame, f"CONTROLLER_BUTTON_{name.upper()}") for name in buttons}
 
     def read(self) -> tuple[dict[str, float], set[str]]:
-        self.pygame.event.pump()
+        events = self.pygame.event.get()  # all of them: in a full queue later ones would be lost
         if not self.device.attached():
             raise EOFError("the gamepad is gone")
+        pressed = {event.button for event in events if event.type == self.pygame.CONTROLLERBUTTONDOWN}
         sticks = {name: self.device.get_axis(number) / 32767 for name, number in self.axes.items()}
-        return sticks, {name for name, number in self.buttons.items() if self.device.get_button(number)}
+        return sticks, {n for n, number in self.buttons.items() if number in pressed or self.device.get_button(number)}
 
 
 class GamepadHuman(Human):

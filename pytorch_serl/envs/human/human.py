@@ -60,7 +60,7 @@ class Human(gym.Wrapper):
         command = self._command()
         if command is not None:
             action = command
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(np.array(action))  # a copy: it may be changed there
         if command is not None:
             info = info | {"intervene_action": command}
         if self.judge == "alone":

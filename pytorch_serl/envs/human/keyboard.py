@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import select
 import sys
 import termios
@@ -28,6 +29,9 @@ MOVES = {
     "e": (5, -1),
 }  # key: continuous entry, direction
 GRIPPER = {"c": -1.0, "h": 0.0, "o": 1.0}
+# what arrows, function keys and Alt send: several characters, of which none was meant as a key
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])", re.DOTALL)
+ESCAPE_BEGUN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)?$")
 TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE = "t", "\t", "p", "y", "n"
 HELP = (
     "keys: t take over and hand back | w s a d r f move, u j i k q e turn | c close, o open, h hold | tab other arm | "
@@ -75,15 +79,24 @@ class KeyboardHuman(Human):
     """A `Human` whose device is a `Terminal`, or something else with `read`.
 
     y and n end the episode. In control, he makes the environment step once for every key that moves something.
+    Caps Lock and Shift change nothing; arrows and function keys do nothing.
     """
 
     yes_or_no = f"{SUCCESS} or {FAILURE}"
+    begun = ""  # the first characters of a key of several
 
     def _command(self):
-        command = self._take(self.device.read())
+        command = self._take(self._keys())
         while self.in_control and command is None and self.verdict is None:
-            command = self._take(self.device.read(timeout=None))
+            command = self._take(self._keys(timeout=None))
         return command if self.in_control else None
+
+    def _keys(self, timeout=0.0):
+        """The keys pressed since the last call, in small letters."""
+        keys = ESCAPE.sub("", self.begun + self.device.read(timeout=timeout))
+        begun = ESCAPE_BEGUN.search(keys)
+        self.begun = begun[0] if begun else ""
+        return keys[: len(keys) - len(self.begun)].lower()
 
     def _take(self, keys):
         """Do what the keys say; returns the action that they make, or None where they move nothing."""
@@ -112,11 +125,11 @@ class KeyboardHuman(Human):
         self._wait_for(SUCCESS + FAILURE)
 
     def _forget(self):
-        self.device.read()
+        self._keys()
 
     def _wait_for(self, wanted):
         while True:
-            for key in self.device.read(timeout=None):
+            for key in self._keys(timeout=None):
                 if key in wanted:
                     if key in (SUCCESS, FAILURE):
                         self.verdict = key == SUCCESS

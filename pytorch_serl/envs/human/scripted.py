@@ -43,7 +43,7 @@ class ScriptedHuman(gym.Wrapper):
         intervening = self._burst_left > 0
         if intervening:
             action = self.expert.act()
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(np.array(action))  # a copy: it may be changed there
         if intervening:
             info["intervene_action"] = action
             self._burst_left -= 1
