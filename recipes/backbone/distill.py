@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, help="MobileNetV2 weights")
     parser.add_argument("--pictures", type=Path, help="folder of photographs and cut-outs, searched to its bottom")
     parser.add_argument("--output_dir", type=Path, default=Path("distilled"))
-    parser.add_argument("--steps", type=int, default=1400, help="updates of the whole run; the learning rate ends at 0")
+    parser.add_argument("--steps", type=int, default=1340, help="updates of the whole run; the learning rate ends at 0")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures in an update, half of them drawn scenes")
     parser.add_argument("--lr", type=float, default=2e-3, help="AdamW's: stem, norms, heads")
     parser.add_argument("--muon_lr", type=float, default=0.02, help="of the blocks' convolutions; 0: AdamW does all")
