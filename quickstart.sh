@@ -9,6 +9,6 @@ source requirements/setup_venv.sh
 setup_venv requirements.txt
 PYTHON="$VENV/bin/python"
 DATA="${DATA:-./data}" OUT="${OUT:-./hybrid_ckpt}"
-[ -e "$DATA/demos.pkl" ] || "$PYTHON" -m pytorch_serl.envs.record --output_dir "$DATA"
+[ -e "$DATA/demos.pkl" ] || "$PYTHON" record_demos.py --output_dir "$DATA"
 "$PYTHON" train_hybrid.py --demo_paths "$DATA/demos.pkl" --image_keys image wrist \
     --setup_mode single-arm-learned-gripper --save_dir "$OUT" --max_steps 8000 --batch_size 32 --cta_ratio 1 "$@"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pytorch_serl.data.demos import num_arms, num_grippers, read_demos
+from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.scaling import torchrun
@@ -40,6 +40,7 @@ from pytorch_serl.training.arguments import (
 )
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
+from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
@@ -61,6 +62,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
+from pytorch_serl.training.view import View, add_view_arguments, viewed
 from pytorch_serl.utils.files import WriteError
 from pytorch_serl.utils.signals import catch_stops
 
@@ -99,13 +101,7 @@ FIXED = (
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     data = add_data_arguments(parser, save_dir=None, env="built-in")
-    data.add_argument(
-        "--human",
-        choices=("scripted", "env", "keyboard", "gamepad"),
-        help="who corrects the policy: the scripted human, whoever the environment reports in "
-        "info['intervene_action'], or you by keys in this terminal or with a gamepad; default: scripted with the "
-        "built-in task and panda, else env",
-    )
+    add_human_arguments(data)
     data.add_argument(
         "--reward",
         choices=("env", "classifier", "human"),
@@ -115,8 +111,7 @@ def parse_args(argv=None):
     data.add_argument(
         "--confirm",
         action="store_true",
-        help="with --human keyboard or gamepad: what the environment or the classifier calls success counts only when "
-        "you agree",
+        help="with a device: what the environment or the classifier calls success counts only when you agree",
     )
     data.add_argument("--classifier_ckpt", help="best.pt of train_classifier.py, for --reward classifier")
     data.add_argument(
@@ -187,6 +182,7 @@ def parse_args(argv=None):
         help="learn between two steps, the same from the same seed, or in a process of its own, so that no update "
         "delays an action; default: inline with the built-in task or panda and no --control_hz, else process",
     )
+    add_view_arguments(control)
     add_cluster_arguments(parser)
     run = add_run_arguments(parser, eval_every=500, unit="environment step")
     run.add_argument(
@@ -210,6 +206,9 @@ def resolve(args, parser):
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
     parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
+    check_human(args, parser)
+    if args.view is not None and args.ray_address:
+        parser.error("--view shows the robot of this process, and with --ray_address there is none")
     simulated = build.is_simulated(args.env)
     warm = bool(args.init_ckpt or args.pretrain_steps)
     if args.learner is None:
@@ -233,8 +232,8 @@ def resolve(args, parser):
         args.clone_weight = 0.0
     if args.human == "scripted" and not simulated:
         parser.error("--human scripted knows the built-in task and panda only; use --human env with your own")
-    if (args.reward == "human" or args.confirm) and args.human not in ("keyboard", "gamepad"):
-        parser.error("--reward human and --confirm want your verdict; add --human keyboard or --human gamepad")
+    if (args.reward == "human" or args.confirm) and not has_device(args.human):
+        parser.error("--reward human and --confirm want your verdict; add --human keyboard or another device")
     if (args.success_state or args.success_frames > 1) and args.reward != "classifier":
         parser.error(
             "--success_frames and --success_state say when a classifier's verdict counts; add --reward classifier "
@@ -253,8 +252,8 @@ def resolve(args, parser):
 class HybridTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, demos, save_dir, env, eval_env=None):
-        """`eval_env`: what `eval_env` returned; None: `env` itself."""
+    def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None):
+        """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown."""
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
         self.waits = build.is_simulated(args.env) and not args.control_hz
@@ -305,7 +304,8 @@ class HybridTraining:
                 self.run_episodes = self.actor.evaluate
         else:
             writer = EpisodeWriter(save_dir, [*agent.image_keys, "state"])
-            self.actor = Actor(agent, build.add_human(env, args.human, args.seed), writer=writer, **acting)
+            env = viewed(build.add_human(env, args.human, args.seed), view)
+            self.actor = Actor(agent, env, writer=writer, **acting)
             if args.learner == "inline":
                 self.learner = Learner(agent, update=self.update, **learning)
             else:
@@ -482,30 +482,14 @@ def ready_env(args, demos):
 
 
 def with_judges(env, args):
-    """The environment with the classifier and the human at keyboard or gamepad that the options ask for."""
+    """The environment with the classifier and the human with a device that the options ask for."""
     if args.reward == "classifier":
         classifier = RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device)
         env = ClassifierReward(env, classifier, args.success_frames, state_conditions(args.success_state))
-    if args.human in ("keyboard", "gamepad"):
-        if args.human == "keyboard":
-            from pytorch_serl.envs.human.keyboard import HELP, KeyboardHuman, Terminal
-
-            kind, device = KeyboardHuman, Terminal()
-        else:
-            from pytorch_serl.envs.human.gamepad import HELP, Gamepad, GamepadHuman
-
-            kind, device = GamepadHuman, Gamepad()
+    if has_device(args.human):
         judge = "alone" if args.reward == "human" else "confirm" if args.confirm else "overrule"
-        env = kind(
-            env,
-            device,
-            arms=num_arms(args.setup_mode),
-            grippers=num_grippers(args.setup_mode) > 0,
-            judge=judge,
-            steer=False,
-            say=tqdm.write,
-        )
-        print(HELP)
+        env, line = add_device(env, args, judge, say=tqdm.write)
+        print(line)
     return env
 
 
@@ -543,8 +527,14 @@ def run(args, at_the_end):
         # a robot is there only once: it is evaluated where it acts, between two training episodes
         env = ready_env(args, demos) if not args.ray_address or build.is_simulated(args.env) else None
         at_the_end.callback(close_robots, env)
+        if has_device(args.human):
+            at_the_end.callback(env.close)  # the device, too
+        view = View(args.view, args.view_host) if args.view is not None else None
+        if view:
+            at_the_end.callback(view.close)
         envs = eval_env(args, env)
         at_the_end.callback(close_robots, envs)
+        envs = viewed(envs, view)
 
         # networks and optimisers
         start = args.eval_ckpt or args.init_ckpt or (save_dir / LAST if args.resume else None)
@@ -574,7 +564,7 @@ def run(args, at_the_end):
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
-        training = HybridTraining(args, agent, demos, save_dir, env, envs)
+        training = HybridTraining(args, agent, demos, save_dir, env, envs, view)
         step = training.load() if args.resume else 0
         if not args.resume:
             training.learner.store_demos(demos)

@@ -57,7 +57,7 @@ def trained_row(mode, method, seed, folder, extra):
     if not (out / "evaluation.json").exists():
         demos = folder / f"data-{mode}"
         if not (demos / "demos.pkl").exists():
-            record = [sys.executable, "-m", "pytorch_serl.envs.record", "--num_classifier_episodes", "0"]
+            record = [sys.executable, ROOT / "record_demos.py", "--num_classifier_episodes", "0"]
             subprocess.run([*record, "--setup_mode", mode, "--output_dir", demos.resolve()], cwd=ROOT, check=True)
         cameras = ["image", "wrist"] if num_arms(mode) == 1 else ["image", "wrist_left", "wrist_right"]
         online = method in ("hybrid", "alone")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import record_demos
 from pytorch_serl.utils.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,12 @@ def make_demos(path, episodes=6, action_dim=6, gripper=False, keys=("image",), l
             )
     path.write_bytes(pickle.dumps(transitions))
     return path
+
+
+def record(setup_mode, output_dir, **options):
+    """Run record_demos.py in this process; returns the path of the demos."""
+    record_demos.main(command({"setup_mode": setup_mode, "output_dir": output_dir} | options))
+    return output_dir / "demos.pkl"
 
 
 def command(options):

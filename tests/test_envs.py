@@ -1,8 +1,6 @@
-"""The built-in task, its scripted expert and human, and the recorder."""
+"""The built-in task, its scripted expert and human."""
 
 import pickle
-import subprocess
-import sys
 import time
 import warnings
 
@@ -11,9 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.envs.human.scripted import ScriptedHuman
-from pytorch_serl.envs.record import record
 from pytorch_serl.envs.tabletop import task
 from pytorch_serl.envs.tabletop.expert import TabletopExpert
 
@@ -425,64 +421,3 @@ def test_human_is_seeded_and_may_look_away():
     assert interventions(1.0) == interventions(1.0)
     assert interventions(1.0) != interventions(1.0, seed=4)
     assert not any(interventions(0.0))
-
-
-# The recorder
-
-
-@EVERY_MODE
-def test_recorded_files(mode, tmp_path):
-    summary = record(mode, num_demos=3, num_classifier_episodes=4, seed=1, output_dir=tmp_path, image_size=16)
-    demos = pickle.loads((tmp_path / "demos.pkl").read_bytes())
-    keys = {*task.TabletopEnv(mode).image_keys, "state"}
-    assert len(demos) == summary["transitions"] and sum(t["rewards"] for t in demos) == 3
-    for i, t in enumerate(demos):
-        assert set(t["observations"]) == set(t["next_observations"]) == keys
-        assert t["observations"]["image"].dtype == np.uint8 and t["actions"].dtype == np.float32
-        assert isinstance(t["dones"], bool) and isinstance(t["grasp_penalty"], float)
-        assert t["masks"] == 1.0 - t["dones"] and t["rewards"] == float(t["dones"])
-        if not t["dones"]:  # one frame, stored once
-            assert all(t["next_observations"][k] is demos[i + 1]["observations"][k] for k in keys)
-    gripper = sum(t["grasp_penalty"] for t in demos)
-    assert (gripper < 0) == (mode in LEARNED)
-    for name, label in (("success", 1), ("failure", 0)):
-        files = sorted((tmp_path / name).glob("*.pkl"))
-        frames = [frame for path in files for frame in pickle.loads(path.read_bytes())]
-        assert len(files) == 4 and len(frames) == summary[f"{name}_frames"] > 16
-        assert all(frame["labels"] == label and set(frame["observations"]) == keys for frame in frames)
-        heights = [frame["observations"]["state"].reshape(-1, 8 if mode in LEARNED else 6) for frame in frames]
-        done = [
-            bool(((h[:, 2] >= 0) & (h[:, 7] == 1)).all() if mode in LEARNED else (h[:, 2] <= -0.947).all())
-            for h in heights
-        ]  # 0: z of 8 cm; -0.947: 2.5 cm deep
-        assert all(d == bool(label) for d in done)
-        scenes = [{frame["scene"] for frame in pickle.loads(path.read_bytes())} for path in files]
-        assert scenes == [{0}, {1}, {2}, {3}]  # the same in both classes
-    ends = np.cumsum([0] + [t["dones"] for t in demos])[:-1]
-    assert [t["scene"] for t in demos] == [4 + end for end in ends]
-    frames = read_classifier_frames(tmp_path / "success", tmp_path / "failure", ["image"])
-    assert "scene number; 1 of 4 scenes are held out" in split_by_group(frames)[2]
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def test_recording_is_reproducible_and_guarded(tmp_path):
-    options = {"num_demos": 1, "num_classifier_episodes": 1, "image_size": 16, "image_keys": ["wrist"]}
-    for name in ("a", "b"):
-        record("single-arm-learned-gripper", output_dir=tmp_path / name, **options)
-    first, second = ((tmp_path / name / "demos.pkl").read_bytes() for name in ("a", "b"))
-    assert first == second and set(pickle.loads(first)[0]["observations"]) == {"wrist", "state"}
-    with pytest.raises(FileExistsError, match="overwrite"):
-        record("single-arm-learned-gripper", output_dir=tmp_path / "a", **options)
-    record("single-arm-learned-gripper", output_dir=tmp_path / "a", seed=1, overwrite=True, **options)
-    assert (tmp_path / "a" / "demos.pkl").read_bytes() != first
-    with pytest.raises(ValueError, match=r"wrist_left.*\['image', 'wrist'\]"):
-        record("single-arm-fixed-gripper", output_dir=tmp_path / "c", image_keys=["wrist_left"])
-
-
-def test_command_line(tmp_path):
-    arguments = "--setup_mode single-arm-fixed-gripper --num_demos 1 --num_classifier_episodes 1 --image_size 16"
-    call = [sys.executable, "-m", "pytorch_serl.envs.record", *arguments.split(), "--output_dir", str(tmp_path)]
-    first = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert first.returncode == 0 and "transitions of 1 successful episodes" in first.stdout, first.stderr
-    again = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr

@@ -15,7 +15,6 @@ from PIL import Image
 import train_hybrid
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import episode_files, read_episode
-from pytorch_serl.envs.record import record
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training import evaluate as training_evaluate
@@ -36,6 +35,7 @@ from tests.runs import (
     equal,
     make_demos,
     metrics,
+    record,
     refused,
 )
 from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv
@@ -98,7 +98,7 @@ def modules(agent):
 
 def test_script(tmp_path):
     """The command line of the README with smaller numbers: record, train, evaluate the checkpoint alone."""
-    record(LEARNED, num_demos=2, num_classifier_episodes=0, output_dir=tmp_path / "data")
+    record(LEARNED, tmp_path / "data", num_demos=2, num_classifier_episodes=0)
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def run(**more):

@@ -30,6 +30,7 @@ from tests.runs import (
     equal,
     make_demos,
     metrics,
+    record,
     refused,
 )
 
@@ -103,9 +104,8 @@ def test_script(algo, demos, gripper_demos, tmp_path):
 
 def test_with_an_environment(tmp_path):
     """The built-in task: success rates, GIF, and best.pt by success."""
-    from pytorch_serl.envs.record import record
 
-    path = record(FIXED, num_demos=2, num_classifier_episodes=0, output_dir=tmp_path, image_keys=["image"])["demos"]
+    path = record(FIXED, tmp_path, num_demos=2, num_classifier_episodes=0, image_keys=["image"])
     out = tmp_path / "run"
     train_offline.main(words(path, out, env="built-in", eval_episodes=1, max_steps=2, views=1))
     assert {file.name for file in out.iterdir()} >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}

@@ -103,10 +103,10 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     assert 0 < info["clone_loss"] and run.learner.pretrained == 1
     (tmp_path / ".evaluated.tmp").write_text("left by a killed run")
     policy = run.learner.averaged()
-    run.learner.pretrain()  # what is kept is what was evaluated
-    run.learner.save_averaged(tmp_path / "best.pt")
     run.learner.refresh()
     path = run.learner.save(0, {"evaluated": -1})
+    run.learner.pretrain()  # what is kept is what was evaluated
+    run.learner.save_averaged(tmp_path / "best.pt")
     saved, kept = content(tmp_path)["agent"]["modules"], load_checkpoint(tmp_path / "best.pt")["modules"]
     run.learner.close()
     assert path == tmp_path / "last.pt" and not run.learner.process.is_alive()
@@ -117,7 +117,7 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
         run.agent.online["encoder"].state_dict(),
         {k.removeprefix("encoder."): v for k, v in saved["online"].items() if k.startswith("encoder.")},
     )
-    assert equal(policy.actor.state_dict(), kept["actor"]) and not equal(kept["actor"], saved["average_actor"])
+    assert equal(policy.actor.state_dict(), kept["actor"]) and equal(kept["actor"], saved["average_actor"])
     assert not list(tmp_path.glob("*.tmp"))
     assert equal(kept["backbone"], run.agent.backbone.state_dict())
 
@@ -161,7 +161,7 @@ def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
     wait(lambda: len(episode_files(out)) >= 6 or process.poll() is not None)
     (child,) = children(process.pid)
     os.kill(child if victim == "learner" else process.pid, signal.SIGKILL)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=300)[0]
     if victim == "learner":
         assert process.returncode == 1 and "LearnerError: the learner's process ended with exit code -9" in text
     wait(lambda: not running(child))
@@ -169,7 +169,7 @@ def test_killed_on_either_side_nothing_is_lost(victim, demos, tmp_path):
     process = start(resume=True)
     wait(lambda: len(episode_files(out)) >= 8 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=300)[0]
     saved = content(out)
     assert process.returncode == 130 and f"environment step {saved['step']:,} is saved in" in text, text[-3000:]
     total = sum(len(read_episode(path)) for path in episode_files(out).values())
@@ -210,11 +210,11 @@ def kill_amid(line, out, seconds, saving, child, log):
         wait(lambda: list(out.glob(".last.pt.*.tmp")) or process.poll() is not None, pause=0.0005)
     pids = [process.pid, *children(process.pid)]
     os.kill(pids[-1] if child else pids[0], signal.SIGKILL)
-    assert process.wait(timeout=60) in (-signal.SIGKILL, 1), log.read_text()[-2000:]
+    assert process.wait(timeout=300) in (-signal.SIGKILL, 1), log.read_text()[-2000:]
     wait(lambda: not any(running(pid) for pid in pids))
 
 
-def wait(condition, seconds=90, pause=0.05):
+def wait(condition, seconds=400, pause=0.05):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -172,7 +172,7 @@ def a_run(demos, out, lose, monkeypatch):
     monkeypatch.setattr(ray_cluster.ray, "get", lambda x, timeout=None: x)
     monkeypatch.setattr(ray_cluster.ray, "get_gpu_ids", list)
     monkeypatch.setattr(ray_cluster.ray, "kill", lambda host: host.host.calls.send(("stop", ())))
-    run = training(demos, out, env="Tiny-v0", pretrain_steps=2)
+    run = training(demos, out, env="Tiny-v0", max_steps=100)
     schedule = Schedule(4, 2, 1, 2, 1.0, 100, imitate_successes=True)
     known = {"script": "a test", "settings": {}, "demos": 0}
     learner = RayLearner(
@@ -209,6 +209,8 @@ def a_run(demos, out, lose, monkeypatch):
             learner.save(step, {"evaluated": 0, "episode": 2})
     policy = learner.averaged()
     learner.save_averaged(out / "best.pt")
+    learner.save(step, {"evaluated": step, "episode": 4})
+    learner.catch_up(0)  # a successor that was asked to save has done that before it learned
     learner.save(step, {"evaluated": step, "episode": 4})
     assert learner.learned() <= learner.steps == step and learner.episode == 4
     learner.close()

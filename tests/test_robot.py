@@ -15,7 +15,7 @@ from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, _Episode, camera_strip, evaluate, recorded_strip, save_animation
 from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, time_limit
 from tests.robot_env import LOG, Logged, OldReset, OldStep, Scaling
-from tests.runs import FIXED, command, content, make_demos, metrics, refused
+from tests.runs import FIXED, command, content, make_demos, metrics, record, refused
 from tests.test_hybrid import Still
 from tests.tiny_env import LENGTH, TinyEnv
 
@@ -252,10 +252,9 @@ def test_an_environment_is_closed_once_on_every_way_out(way_out, demos, tmp_path
 
 
 def test_all_environments_of_the_built_in_task_are_closed_once(tmp_path, monkeypatch):
-    from pytorch_serl.envs.record import record
     from pytorch_serl.envs.tabletop.task import TabletopEnv
 
-    path = record(FIXED, num_demos=2, num_classifier_episodes=0, output_dir=tmp_path, image_keys=["image"])["demos"]
+    path = record(FIXED, tmp_path, num_demos=2, num_classifier_episodes=0, image_keys=["image"])
     closed, made, init = [], [], TabletopEnv.__init__
     monkeypatch.setattr(TabletopEnv, "__init__", lambda self, *a, **k: made.append(id(self)) or init(self, *a, **k))
     monkeypatch.setattr(TabletopEnv, "close", lambda self: closed.append(id(self)))

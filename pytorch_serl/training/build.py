@@ -1,5 +1,6 @@
 """From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,33 @@ def is_simulated(name: str) -> bool:
     return env_id(name) in ENV_NAMES.values()
 
 
-def make_env(name: str, setup_mode: str) -> Robot:
+def constructor_args(words: list[str]) -> dict[str, Any]:
+    """What --env_args gives an environment's constructor: KEY=VALUE, the value as Python writes it, else a text.
+
+    Raises ValueError for a word without `=`.
+    """
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key.isidentifier() or not equals:
+            raise ValueError(f"--env_args: got {word!r}, wanted KEY=VALUE")
+        try:
+            settings[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[key] = value
+    return settings
+
+
+def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> Robot:
     """The environment of a Gymnasium id (`package:Id` included) or short name, in a `Robot`; who makes it closes it.
 
     The built-in one takes the setup mode.
 
+    Args:
+        settings: further arguments of its constructor.
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
-    settings = {"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}
+    settings = ({"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}) | (settings or {})
     try:
         return Robot(gym.make(env_id(name), **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
@@ -207,7 +227,7 @@ def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
     """The environment for training: with the human beside it, or as it is where it has a human of its own."""
     if human == "env":
         return env
-    if human in ("keyboard", "gamepad"):
+    if human != "scripted":
         return env.steered()
     from pytorch_serl.envs.human.scripted import ScriptedHuman
 

@@ -14,7 +14,7 @@ from pytorch_serl.envs.human.human import Human
 
 DEAD_ZONE = 0.15  # of a stick's way, around its middle
 POLL_SECONDS = 0.01
-TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE = "rightshoulder", "leftshoulder", "start", "y", "x"
+TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD = "rightshoulder", "leftshoulder", "start", "y", "x", "back"
 GRIPPER = {"a": -1.0, "b": 1.0}  # close, open
 STICKS = {"lefty": (0, -1), "leftx": (1, -1), "righty": (2, -1), "rightx": (5, -1)}  # stick: entry, direction
 CROSS = {
@@ -25,7 +25,7 @@ CROSS = {
 }  # button: entry, direction
 HELP = (
     "gamepad: hold the right shoulder to take over | left stick x and y, right stick z and yaw, cross roll and pitch "
-    "| A close, B open | left shoulder other arm | Y success, X failure | start pause"
+    "| A close, B open | left shoulder other arm | Y success, X failure, back throw the episode away | start pause"
 )
 
 
@@ -58,7 +58,7 @@ class Gamepad:
         if not found:
             raise ValueError("--human gamepad: no gamepad is plugged in that SDL knows")
         self.pygame, self.device = pygame, controller.Controller(found[0])
-        buttons = (TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, *GRIPPER, *CROSS)
+        buttons = (TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD, *GRIPPER, *CROSS)
         self.axes = {name: getattr(pygame, f"CONTROLLER_AXIS_{name.upper()}") for name in STICKS}
         self.buttons = {name: getattr(pygame, f"CONTROLLER_BUTTON_{name.upper()}") for name in buttons}
 
@@ -74,12 +74,12 @@ class Gamepad:
 class GamepadHuman(Human):
     """A `Human` whose device is a `Gamepad`, or something else with `read`; in control while he holds a button."""
 
-    yes_or_no = "Y or X"
+    yes_or_no, go_on = "Y or X", "start"
     held: set[str] = frozenset()  # buttons that were down at the last look
 
     def _command(self):
         command = self._look()
-        while self.in_control and command is None and self.verdict is None:
+        while command is None and self._idle():
             time.sleep(POLL_SECONDS)
             command = self._look()
         return command
@@ -87,7 +87,7 @@ class GamepadHuman(Human):
     def _look(self):
         """Do what was pressed since the last look; returns the action that is being made, or None."""
         sticks, pressed = self._read()
-        holds = self.steer and TAKE_OVER in self.held
+        holds = self.leads or (self.steer and TAKE_OVER in self.held)
         if holds != self.in_control:
             self._take_over(holds)
         if OTHER_ARM in pressed and self.arms > 1:
@@ -97,6 +97,7 @@ class GamepadHuman(Human):
             self._wait_for({PAUSE})
             self.say("goes on")
         self._judge(pressed)
+        self.discard = self.discard or DISCARD in pressed
         if not self.in_control:
             return None
         action = np.zeros((self.arms, self.block), np.float32)
@@ -124,6 +125,12 @@ class GamepadHuman(Human):
 
     def _ask(self):
         self._judge(self._wait_for({SUCCESS, FAILURE}))
+
+    def _wait_for_go(self):
+        self._wait_for({PAUSE})
+
+    def _label(self):
+        return SUCCESS in self.held
 
     def _wait_for(self, wanted):
         while True:

@@ -1,5 +1,6 @@
 """A human beside the robot, whatever he holds in his hands: takes over, says what succeeded, pauses."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,13 @@ class Human(gym.Wrapper):
         arms: 1 or 2.
         grippers: whether the blocks have a gripper entry.
         judge: "overrule": nothing else; "confirm": where the environment reports success, the human is asked, and
-            only his yes counts; "alone": the environment's reward and verdict are ignored.
+            only his yes counts; "alone": the environment's reward and verdict are ignored; "label": his verdict ends
+            nothing, `info["label"]` is what it was at last, 1 or 0.
         steer: whether taking over is possible; not in an evaluation.
         say: shows a line, who is in control for one.
     """
 
-    yes_or_no = "yes or no"  # how the device says it, for the question
+    yes_or_no, go_on = "yes or no", "go on"  # how the device says it, for the questions
 
     def __init__(
         self,
@@ -43,16 +45,24 @@ class Human(gym.Wrapper):
         self.steer, self.say = steer, say
         self.block = env.action_space.shape[0] // arms
         self.arm, self.in_control, self.verdict = 0, False, None
+        self.leads, self.label, self.discard = False, False, False
 
-    def steered(self) -> "Human":
-        """The same environment and device, with taking over."""
-        settings = dict(arms=self.arms, grippers=self.grippers, judge=self.judge, say=self.say)
-        return type(self)(self.env, self.device, **settings)
+    def steered(self, leads: bool = False) -> "Human":
+        """The same environment and device, with taking over; with `leads` he steers from each reset on, alone."""
+        human = copy.copy(self)
+        human.steer, human.leads = True, leads
+        return human
+
+    def wait_until_ready(self) -> None:
+        """Between two episodes: the scene is set when the human says so."""
+        self.say(f"set the scene; ready? {self.go_on}")
+        self._forget()
+        self._wait_for_go()
 
     def reset(self, **options):
-        if self.in_control:
+        if self.in_control and not self.leads:
             self.say("in control: the policy")
-        self.in_control, self.verdict = False, None
+        self.in_control, self.verdict, self.label, self.discard = self.leads, None, False, False
         self._forget()
         return self.env.reset(**options)
 
@@ -69,7 +79,12 @@ class Human(gym.Wrapper):
         elif self.judge == "confirm" and info.get("succeed") and self.verdict is None:
             self.say(f"success? {self.yes_or_no}")
             self._ask()
-        if self.verdict is not None:
+        if self.judge == "label":
+            self.label, self.verdict = self._label(), None
+            info = info | {"label": float(self.label)}
+        if self.discard:
+            truncated, info = True, info | {"discard": True}
+        elif self.verdict is not None:
             success, self.verdict = self.verdict, None
             terminated = success or (terminated and not info.get("succeed"))  # no success: as if time had run out
             reward, truncated = float(success), not terminated
@@ -87,6 +102,10 @@ class Human(gym.Wrapper):
     def _name(self) -> str:
         return "arm" if self.arms == 1 else ("left arm", "right arm")[self.arm]
 
+    def close(self):
+        self.env.close()
+        getattr(self.device, "close", lambda: None)()
+
     # ---------------------------------------------------------------- what a device adds
 
     def _command(self) -> np.ndarray | None:
@@ -96,6 +115,18 @@ class Human(gym.Wrapper):
     def _ask(self) -> None:
         """Wait for the `verdict`."""
         raise NotImplementedError
+
+    def _wait_for_go(self) -> None:
+        """Wait until he wants to go on."""
+        raise NotImplementedError
+
+    def _label(self) -> bool:
+        """Whether the scene shows success now, by his word."""
+        return self.label if self.verdict is None else self.verdict
+
+    def _idle(self) -> bool:
+        """Whether there is nothing to do but to wait for him: he is in control and has said nothing."""
+        return self.in_control and self.verdict is None and not self.discard
 
     def _forget(self) -> None:
         """What was pressed before counts for nothing."""

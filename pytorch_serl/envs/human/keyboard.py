@@ -32,10 +32,11 @@ GRIPPER = {"c": -1.0, "h": 0.0, "o": 1.0}
 # what arrows, function keys and Alt send: several characters, of which none was meant as a key
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])", re.DOTALL)
 ESCAPE_BEGUN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)?$")
-TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE = "t", "\t", "p", "y", "n"
+TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD = "t", "\t", "p", "y", "n", "x"
+GO_ON = " \n\r"
 HELP = (
     "keys: t take over and hand back | w s a d r f move, u j i k q e turn | c close, o open, h hold | tab other arm | "
-    "y success, n failure | p pause"
+    "y success, n failure, x throw the episode away | p pause"
 )
 
 
@@ -82,12 +83,12 @@ class KeyboardHuman(Human):
     Caps Lock and Shift change nothing; arrows and function keys do nothing.
     """
 
-    yes_or_no = f"{SUCCESS} or {FAILURE}"
+    yes_or_no, go_on = f"{SUCCESS} or {FAILURE}", "space"
     begun = ""  # the first characters of a key of several
 
     def _command(self):
         command = self._take(self._keys())
-        while self.in_control and command is None and self.verdict is None:
+        while command is None and self._idle():
             command = self._take(self._keys(timeout=None))
         return command if self.in_control else None
 
@@ -102,7 +103,7 @@ class KeyboardHuman(Human):
         """Do what the keys say; returns the action that they make, or None where they move nothing."""
         action, moves = np.zeros((self.arms, self.block), np.float32), False
         for key in keys:
-            if key == TAKE_OVER and self.steer:
+            if key == TAKE_OVER and self.steer and not self.leads:
                 self._take_over(not self.in_control)
             elif key == OTHER_ARM and self.arms > 1:
                 self._change_arm()
@@ -112,6 +113,8 @@ class KeyboardHuman(Human):
                 self.say("goes on")
             elif key in (SUCCESS, FAILURE):
                 self.verdict = key == SUCCESS
+            elif key == DISCARD:
+                self.discard = True
             elif key in MOVES and MOVES[key][0] < self.block - self.grippers:
                 entry, direction = MOVES[key]
                 action[self.arm, entry] = SPEED * direction
@@ -123,6 +126,9 @@ class KeyboardHuman(Human):
 
     def _ask(self):
         self._wait_for(SUCCESS + FAILURE)
+
+    def _wait_for_go(self):
+        self._wait_for(GO_ON)
 
     def _forget(self):
         self._keys()

@@ -69,6 +69,7 @@ class PandaPickCubeEnv(gym.Env):
     """
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    setup_mode = "single-arm-learned-gripper"
     image_keys: ClassVar[list[str]] = list(CAMERAS)
 
     def __init__(self, image_size=128, max_episode_steps=50, render_mode=None):

@@ -18,6 +18,7 @@ import numpy as np
 
 from pytorch_serl.envs.tabletop import cameras
 from pytorch_serl.envs.tabletop.expert import TabletopExpert
+from pytorch_serl.envs.tabletop.near_miss import near_miss
 from pytorch_serl.envs.tabletop.sizes import (
     ANGLE_MAX,
     CUBE_HALF,
@@ -166,6 +167,10 @@ class TabletopEnv(gym.Env):
     def scripted_expert(self, noise=0.1, seed=None):
         """An expert for this task; see TabletopExpert."""
         return TabletopExpert(self, noise, seed)
+
+    def near_miss(self, rng):
+        """Actions that fail by a little, for classifier frames; see `near_miss` in the file of that name."""
+        return near_miss(self, rng)
 
     # Physics
 

@@ -1,0 +1,75 @@
+"""Who steers beside the policy: the options that name him, and the environment with him beside it."""
+
+import argparse
+from collections.abc import Callable
+
+import gymnasium as gym
+
+from pytorch_serl.data.actions import num_arms, num_grippers
+from pytorch_serl.envs.human.human import Human
+
+DEVICES = ("keyboard", "gamepad", "spacemouse")  # beside package:function
+OTHERS = ("scripted", "env")
+
+
+def add_human_arguments(group: argparse._ArgumentGroup) -> None:
+    """--human, and what only a space mouse needs."""
+    group.add_argument(
+        "--human",
+        help="who steers: scripted (the environment's own expert), keyboard (this terminal's), gamepad, spacemouse, "
+        "package:function (any other device, docs/devices.md), or env (whoever the environment reports in "
+        "info['intervene_action']); default: scripted where the environment has an expert and is simulated, else env",
+    )
+    group.add_argument("--dead_zone", type=float, default=0.1, help="of a space mouse's way, around its middle")
+    group.add_argument(
+        "--axis_signs", type=int, nargs=6, default=[1] * 6, help="1 or -1 for a space mouse's x y z roll pitch yaw"
+    )
+    group.add_argument("--axis_scale", type=float, default=1.0, help="factor on a space mouse's way")
+
+
+def check_human(args: argparse.Namespace, parser) -> None:
+    """Refuse a name that means nobody, and numbers that cannot be meant."""
+    if args.human is not None and args.human not in (*DEVICES, *OTHERS) and ":" not in args.human:
+        parser.error(f"--human is {args.human}; wanted {', '.join((*OTHERS, *DEVICES))} or package:function")
+    limits = {
+        "dead_zone": (0 <= args.dead_zone < 1, "a share from 0 to below 1"),
+        "axis_signs": (set(args.axis_signs) <= {-1, 1}, "six times 1 or -1"),
+        "axis_scale": (args.axis_scale > 0, "a factor above 0"),
+    }
+    parser.require(args, limits)
+
+
+def has_device(human: str) -> bool:
+    """Whether somebody here holds a device: he can be asked, and his word ends episodes."""
+    return human not in OTHERS
+
+
+def add_device(
+    env: gym.Env, args: argparse.Namespace, judge: str, say: Callable[[str], None] = print
+) -> tuple[Human, str]:
+    """The environment with a human and his device beside it, not steering yet (`steered`), and a line on its keys.
+
+    Args:
+        args: the options of `add_human_arguments`, and `setup_mode`.
+        judge: see `Human`.
+    Raises ValueError, saying what to do, where the device cannot be had.
+    """
+    sides = {"arms": num_arms(args.setup_mode), "grippers": num_grippers(args.setup_mode) > 0}
+    settings = sides | {"judge": judge, "steer": False, "say": say}
+    if args.human == "keyboard":
+        from pytorch_serl.envs.human.keyboard import HELP, KeyboardHuman, Terminal
+
+        return KeyboardHuman(env, Terminal(), **settings), HELP
+    if args.human == "gamepad":
+        from pytorch_serl.envs.human.gamepad import HELP, Gamepad, GamepadHuman
+
+        return GamepadHuman(env, Gamepad(), **settings), HELP
+    from pytorch_serl.envs.human.device import HELP, DeviceHuman, load_device, terminal_keys
+
+    if args.human == "spacemouse":
+        from pytorch_serl.envs.human import spacemouse
+
+        options = {"dead_zone": args.dead_zone, "signs": tuple(args.axis_signs), "scale": args.axis_scale}
+        device = spacemouse.SpaceMice(env.action_space.shape, say=say, **sides, **options)
+        return DeviceHuman(env, device, keys=terminal_keys(), **settings), f"{spacemouse.HELP} | {HELP}"
+    return DeviceHuman(env, load_device(args.human)(env), keys=terminal_keys(), **settings), HELP

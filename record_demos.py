@@ -1,0 +1,289 @@
+"""Record demonstrations, and frames for the reward classifier, in any environment and with any device.
+
+    python record_demos.py --num_demos 20 --output_dir ./data
+    python record_demos.py --env my_robot:MyRobot-v0 --setup_mode single-arm-learned-gripper --human gamepad \\
+        --num_demos 20 --control_hz 10 --output_dir ./data
+
+Writes to --output_dir:
+    demos.pkl            the successful episodes, for train_offline.py and train_hybrid.py
+    failed_demos.pkl     with --keep_failures, the others
+    success/, failure/   frames for train_classifier.py, one file per scene and class
+    cameras.png          before the first episode: every camera's frame, and what the network sees of it
+    demos.png            first, middle and last frame of every episode
+    episodes/            every episode as it came; --resume goes on from these
+"""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pytorch_serl.data.demos import SETUP_MODES, read_demos
+from pytorch_serl.data.episode_files import FOLDER, EpisodeWriter
+from pytorch_serl.training import build, recording
+from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
+from pytorch_serl.training.recording import RECORD_SEED
+from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
+from pytorch_serl.training.view import View, add_view_arguments, viewed
+
+SCRIPTED_CLASSIFIER_EPISODES = 40
+SCENES_APART = (
+    50_000  # the seeds of classifier episodes and of their failures lie so far from the demos' and each other
+)
+MAX_FAILURES = 100  # an expert who fails so often in a row cannot do it
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__.split("\n")[0])
+    where = parser.add_argument_group("environment and files")
+    where.add_argument("--env", default="built-in", help="built-in, panda, or a Gymnasium id, package:Id included")
+    where.add_argument(
+        "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
+    )
+    where.add_argument("--setup_mode", choices=SETUP_MODES, default="single-arm-learned-gripper")
+    where.add_argument("--image_keys", nargs="+", help="cameras to record; default: all")
+    where.add_argument("--output_dir", default="./data", help="where to write")
+    where.add_argument("--resume", action="store_true", help="go on with the recording in --output_dir")
+    where.add_argument("--overwrite", action="store_true", help="replace the recording in --output_dir")
+    who = parser.add_argument_group("who steers, and how often")
+    add_human_arguments(who)
+    who.add_argument("--noise", type=float, default=0.1, help="of the scripted expert's actions, a standard deviation")
+    who.add_argument(
+        "--control_hz", type=float, help="environment steps per second to keep; default: the environment's"
+    )
+    who.add_argument("--seed", type=int, default=0)
+    add_view_arguments(who)
+    what = parser.add_argument_group("what is recorded")
+    what.add_argument("--num_demos", type=int, default=20, help="successful episodes")
+    what.add_argument("--keep_failures", action="store_true", help="write failed_demos.pkl, too")
+    what.add_argument(
+        "--num_classifier_episodes",
+        type=int,
+        help=f"with the scripted expert: further episodes for success/ and failure/, near misses among them, default "
+        f"{SCRIPTED_CLASSIFIER_EPISODES}; 0 writes no classifier frames at all",
+    )
+    what.add_argument("--classifier_only", action="store_true", help="frames for the classifier and no demos")
+    what.add_argument("--check", action="store_true", help="check the environment, write cameras.png, and end")
+    args = parser.parse_args(argv)
+    limits = {
+        "num_demos": (args.num_demos >= 1, "1 or more"),
+        "noise": (args.noise >= 0, "0 or more"),
+        "seed": (0 <= args.seed < 1000, "0 to 999"),
+        "control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second"),
+        "num_classifier_episodes": ((args.num_classifier_episodes or 0) >= 0, "0 or more"),
+    }
+    parser.require(args, limits)
+    check_human(args, parser)
+    if args.resume and args.overwrite:
+        parser.error("--resume and --overwrite exclude each other")
+    return args
+
+
+def choose_human(env, human):
+    """Who steers: as asked, or whom the environment offers."""
+    has_expert = hasattr(env.unwrapped, "scripted_expert")
+    if human == "scripted" and not has_expert:
+        raise ValueError("--human scripted needs an environment with a scripted_expert (docs/simulation.md)")
+    return human or ("scripted" if has_expert else "env")
+
+
+def beside_human(env, args):
+    """The environment with the human beside it who steers from each reset on."""
+    if not has_device(args.human):
+        return env
+    human, line = add_device(env, args, judge="label" if args.classifier_only else "overrule", say=tqdm.write)
+    print(line)
+    return human.steered(leads=True)
+
+
+def steering(env, args, number):
+    """The action of who steers episode `number`, anew at each call; where a human does, standing still is asked for."""
+    if args.human == "scripted":
+        return env.unwrapped.scripted_expert(args.noise, seed=[args.seed, number]).act
+    still = np.zeros(env.action_space.shape, np.float32)
+    return lambda: still
+
+
+def check_folder(folder, args):
+    """Refuse a folder with a recording in it, or remove that with --overwrite; other files stay."""
+    ours = (recording.DEMOS, recording.FAILED, recording.CAMERAS_PICTURE, recording.DEMOS_PICTURE)
+    found = [
+        p for p in (*(folder / name for name in ours), *(folder / name for name in recording.CLASSES)) if p.exists()
+    ]
+    found += [folder / FOLDER] if (folder / FOLDER).exists() else []
+    if found and not (args.resume or args.overwrite):
+        raise ValueError(
+            f"{folder} holds a recording ({', '.join(p.name for p in found)}); go on with --resume, replace it with "
+            "--overwrite, or name another --output_dir"
+        )
+    for path in found if args.overwrite else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    make_writable_dir(folder)
+
+
+def record_demos(env, args, keys, limits, folder):
+    """Record until there are --num_demos successes; returns number -> success of all that are kept."""
+    kept = recording.finished_episodes(folder, args.keep_failures)
+    writer = EpisodeWriter(folder, keys)
+    number, failures = max(kept, default=-1) + 1, 0
+    with tqdm(total=args.num_demos, initial=sum(kept.values()), unit="demo", desc="recording") as bar:
+        while sum(kept.values()) < args.num_demos:
+            if has_device(args.human):
+                env.get_wrapper_attr("wait_until_ready")()
+            act, seed = steering(env, args, number), RECORD_SEED + args.seed * 100_000 + number
+            outcome = recording.record_episode(env, act, limits, writer, number, seed)
+            failures = 0 if outcome == "success" else failures + 1
+            if outcome == "success" or (outcome == "failure" and args.keep_failures):
+                kept[number] = outcome == "success"
+            elif outcome == "failure":
+                writer.path.unlink()
+            bar.update(outcome == "success")
+            bar.set_postfix(last=outcome, failed=sum(not success for success in kept.values()))
+            number += 1
+            if args.human == "scripted" and failures == MAX_FAILURES:
+                raise ValueError(f"the expert failed {failures} times in a row with --noise {args.noise:g}; try less")
+    return kept
+
+
+def scripted_frames(env, args, keys, limits, folder, episodes):
+    """Classifier frames of the scripted expert's further episodes; returns (success, failure) counts."""
+    counts, start = np.zeros(2, int), RECORD_SEED + args.seed * 100_000 + SCENES_APART
+    scratch = EpisodeWriter(folder / "scratch", keys)
+    for scene in tqdm(range(episodes), unit="scene", desc="classifier frames"):
+        rng = np.random.default_rng([args.seed, SCENES_APART + scene])
+        for attempt in range(MAX_FAILURES):
+            act = steering(env, args, SCENES_APART + scene + attempt * 1000)
+            seed = start + scene + attempt * 1000
+            if recording.record_episode(env, act, limits, scratch, scene, seed) == "success":
+                break
+        else:
+            raise ValueError(f"the expert failed {MAX_FAILURES} times in a row with --noise {args.noise:g}; try less")
+        transitions = recording.stored_transitions(folder / "scratch", scene)
+        success, way = recording.frames_of_demo(transitions, rng)
+        success += recording.more_success(env, keys, args.setup_mode, transitions[-1]["actions"], rng)
+        lost = recording.failed_frames(env, keys, args.setup_mode, rng, start + SCENES_APART // 2 + scene)
+        name, number = f"episode_{scene:03d}.pkl", SCENES_APART + scene
+        counts += recording.write_frames(folder, name, number, success, way + lost)
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    return counts
+
+
+def demo_frames(args, folder, numbers):
+    """Classifier frames of the recorded demos themselves; returns (success, failure) counts."""
+    counts = np.zeros(2, int)
+    for number in numbers:
+        rng = np.random.default_rng([args.seed, number])
+        frames = recording.frames_of_demo(recording.stored_transitions(folder, number), rng)
+        counts += recording.write_frames(folder, f"demo_{number:03d}.pkl", number, *frames)
+    return counts
+
+
+def labelled_frames(env, args, keys, folder):
+    """Frames of --num_demos scenes in which the human moves about and says when they show success; (success, failure).
+
+    On disk when a scene ends; with --resume the scenes that are there count.
+    """
+    print(
+        "move about; y (hold the success button of a gamepad) while the scene shows success, n when it no longer does; "
+        "x ends a scene. Near misses teach most: beside the object, almost there, held but not lifted"
+    )
+    counts, still = np.zeros(2, int), np.zeros(env.action_space.shape, np.float32)
+    there = {int(path.stem[-3:]) for path in folder.glob("*/labelled_[0-9][0-9][0-9].pkl")}
+    for scene in range(args.num_demos):
+        if scene in there:
+            continue
+        if has_device(args.human):
+            env.get_wrapper_attr("wait_until_ready")()
+        obs, _ = env.reset(seed=RECORD_SEED + args.seed * 100_000 + 2 * SCENES_APART + scene)
+        frames, over = ([], []), False
+        while not over:
+            obs, _, terminated, truncated, info = env.step(still)
+            over = terminated or truncated
+            if not info.get("discard"):
+                frames[int(info.get("label", info.get("succeed", 0)))].append({k: obs[k] for k in keys if k in obs})
+        name = f"labelled_{scene:03d}.pkl"
+        counts += recording.write_frames(folder, name, 2 * SCENES_APART + scene, frames[1], frames[0])
+        print(f"scene {scene}: {len(frames[1])} success, {len(frames[0])} failure")
+    return counts
+
+
+def report(args, folder, kept, keys, counts):
+    """What the training scripts will say of these files, the pictures, and the command to go on with."""
+    if kept:
+        print(read_demos(folder / recording.DEMOS, keys, args.setup_mode).summary())
+        demos = [number for number, success in kept.items() if success]
+        recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, demos, keys)
+        print(f"look at {folder / recording.DEMOS_PICTURE}: first, middle and last frame of every demo")
+    names, env = " ".join(keys), "" if args.env == "built-in" else f" --env {args.env}"
+    if counts.any():
+        print(
+            f"classifier frames: {counts[0]} success, {counts[1]} failure; the last {recording.HARD_FRAMES} frames "
+            "before each success are the hard failures among them"
+        )
+        print(
+            f"next: python train_classifier.py --success_dir {folder}/success --failure_dir {folder}/failure "
+            f"--image_keys {names}"
+        )
+    if kept:
+        rate = f" --control_hz {args.control_hz:g}" if args.control_hz else ""
+        print(
+            f"next: python train_hybrid.py --demo_paths {folder / recording.DEMOS} --image_keys {names} --setup_mode "
+            f"{args.setup_mode}{env}{rate}"
+        )
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    folder = Path(args.output_dir)
+    with hold_run_dir(folder), ExitStack() as at_the_end:  # whatever happens, the environment is closed
+        with user_errors((ValueError, OSError, ImportError, RuntimeError)):
+            if not args.check:
+                check_folder(folder, args)
+            env = build.make_env(args.env, args.setup_mode, build.constructor_args(args.env_args))
+            at_the_end.callback(env.close)
+            env.control_hz = args.control_hz
+            args.human = choose_human(env, args.human)
+            print_settings(vars(args))
+            cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
+            env.probe(verdict=not has_device(args.human))
+            view = View(args.view, args.view_host) if args.view is not None else None
+            if view:
+                at_the_end.callback(view.close)
+        with user_errors((ValueError, OSError)):
+            if not look(env, args, cameras, folder):
+                return
+            env = beside_human(env, args)
+            at_the_end.callback(env.close)  # the device, too; the environment below it is closed once
+            record(viewed(env, view), args, cameras, folder)
+
+
+def look(env, args, cameras, folder):
+    """Show the environment's rate and cameras; returns whether there is more to do."""
+    obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
+    print(line)
+    make_writable_dir(folder)
+    recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
+    print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
+    return not args.check
+
+
+def record(env, args, cameras, folder):
+    """Record what the options ask for."""
+    keys, limits = [*cameras, "state"], recording.recording_limits(env, cameras, args.setup_mode)
+    kept, counts, further = {}, np.zeros(2, int), args.num_classifier_episodes
+    if not args.classifier_only:
+        kept = record_demos(env, args, keys, limits, folder)
+        recording.write_demos(folder, kept, args.keep_failures)
+        if further != 0:
+            counts += demo_frames(args, folder, [number for number, success in kept.items() if success])
+    elif args.human != "scripted":
+        counts += labelled_frames(env, args, keys, folder)
+    if args.human == "scripted" and further != 0:
+        counts += scripted_frames(env, args, keys, limits, folder, further or SCRIPTED_CLASSIFIER_EPISODES)
+    report(args, folder, kept, cameras, counts)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,160 @@
+"""record_demos.py: what it writes, killed and resumed recordings, refusals, foreign environments."""
+
+import pickle
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from PIL import Image
+
+import record_demos
+from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.frames import read_classifier_frames
+from pytorch_serl.envs.tabletop import task
+from pytorch_serl.training import recording
+from pytorch_serl.training.robot import Robot
+from tests.runs import FIXED, LEARNED, ROOT, command, record, refused
+
+SMALL = {"env_args": "image_size=16"}
+
+
+@pytest.mark.parametrize("mode", task.SETUP_MODES)
+def test_recorded_files(mode, tmp_path):
+    record(mode, tmp_path, num_demos=3, num_classifier_episodes=4, seed=1, **SMALL)
+    demos = pickle.loads((tmp_path / "demos.pkl").read_bytes())
+    keys = {*task.TabletopEnv(mode).image_keys, "state"}
+    learned = mode.endswith("learned-gripper")
+    assert sum(t["rewards"] for t in demos) == 3 and {t["scene"] for t in demos} == {0, 1, 2}
+    for i, t in enumerate(demos):
+        assert set(t["observations"]) == set(t["next_observations"]) == keys
+        assert t["observations"]["image"].dtype == np.uint8 and t["actions"].dtype == np.float32
+        assert isinstance(t["dones"], bool) and isinstance(t["grasp_penalty"], float)
+        assert t["masks"] == 1.0 - t["dones"] and t["rewards"] == float(t["dones"])
+        if not t["dones"]:  # one frame, stored once
+            assert all(t["next_observations"][k] is demos[i + 1]["observations"][k] for k in keys)
+    gripper = sum(t["grasp_penalty"] for t in demos)
+    assert (gripper < 0) == learned
+    for name, label in (("success", 1), ("failure", 0)):
+        files = sorted((tmp_path / name).glob("*.pkl"))
+        frames = [frame for path in files for frame in pickle.loads(path.read_bytes())]
+        assert len(files) == 4 + 3 and len(frames) > 16  # 3 of them from the demos
+        assert all(frame["labels"] == label and set(frame["observations"]) == keys for frame in frames)
+        assert all(len({frame["scene"] for frame in pickle.loads(path.read_bytes())}) == 1 for path in files)
+        heights = [frame["observations"]["state"].reshape(-1, 8 if learned else 6) for frame in frames]
+        done = [
+            bool(((h[:, 2] >= 0) & (h[:, 7] == 1)).all() if learned else (h[:, 2] <= -0.947).all()) for h in heights
+        ]  # 0: z of 8 cm; -0.947: 2.5 cm deep
+        assert all(d == bool(label) for d in done)
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "scratch").exists()
+    for picture, rows in ((recording.CAMERAS_PICTURE, len(keys) - 1), (recording.DEMOS_PICTURE, 3)):
+        assert Image.open(tmp_path / picture).height > 90 * rows
+    read_classifier_frames(tmp_path / "success", tmp_path / "failure", ["image"])
+
+
+def test_recording_is_reproducible_and_guarded(tmp_path, capsys):
+    options = {"num_demos": 1, "num_classifier_episodes": 1, "image_keys": ["wrist"]} | SMALL
+    first, second = (record(LEARNED, tmp_path / name, **options).read_bytes() for name in ("a", "b"))
+    assert first == second and set(pickle.loads(first)[0]["observations"]) == {"wrist", "state"}
+    line = command({"output_dir": tmp_path / "a"} | options)
+    capsys.readouterr()
+    refused(record_demos, capsys, "overwrite", line)
+    assert record(LEARNED, tmp_path / "a", seed=1, overwrite=True, **options).read_bytes() != first
+    capsys.readouterr()
+    refused(record_demos, capsys, "wrist_left", command({"output_dir": tmp_path / "c", "image_keys": "wrist_left"}))
+    assert not (tmp_path / "c" / "demos.pkl").exists()
+
+
+def test_a_killed_recording_goes_on_where_it_was(tmp_path):
+    """Episodes are those of a recording in one piece, bit for bit; what a kill cut short is recorded anew."""
+    whole = record(FIXED, tmp_path / "whole", num_demos=4, num_classifier_episodes=0, **SMALL)
+    cut = tmp_path / "cut"
+    record(FIXED, cut, num_demos=3, num_classifier_episodes=0, **SMALL)
+    last = cut / "episodes/000002.pkl.gz"
+    last.write_bytes(last.read_bytes()[:-100])  # killed in its last step
+    (cut / "demos.pkl").unlink()
+    again = record(FIXED, cut, num_demos=4, num_classifier_episodes=0, resume=True, **SMALL)
+    assert again.read_bytes() == whole.read_bytes()
+
+
+class Failing(gym.Wrapper):
+    """Every other episode of its expert ends without success."""
+
+    episodes = 0
+
+    def reset(self, **options):
+        self.episodes += 1
+        return self.env.reset(**options)
+
+    def step(self, action):
+        return self.env.step(action if self.episodes % 2 else np.zeros_like(action))
+
+
+def test_failures_are_kept_apart(tmp_path, monkeypatch):
+    make = record_demos.build.make_env
+    monkeypatch.setattr(record_demos.build, "make_env", lambda *args: Robot(Failing(make(*args).env)))
+    path = record(FIXED, tmp_path, num_demos=2, num_classifier_episodes=0, keep_failures=True, **SMALL)
+    good, bad = read_demos(path, "image", FIXED), pickle.loads((tmp_path / "failed_demos.pkl").read_bytes())
+    assert len(np.unique(good.episode_ids)) == 2 and sum(t["rewards"] for t in good.transitions) == 2
+    assert bad and not any(t["rewards"] for t in bad)
+    both = read_demos([path, tmp_path / "failed_demos.pkl"], "image", FIXED)
+    assert len(both.transitions) == len(good.transitions) + len(bad)
+
+
+def test_check_writes_the_cameras_and_nothing_else(tmp_path, capsys):
+    record_demos.main(command({"output_dir": tmp_path, "check": True, "control_hz": 10_000.0} | SMALL))
+    assert [path.name for path in tmp_path.iterdir()] == ["cameras.png"]
+    assert "longer than the period of --control_hz" in capsys.readouterr().out
+
+
+def test_the_network_sees_what_the_picture_shows():
+    import torch
+
+    from pytorch_serl.networks.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet10
+
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    seen = ResNet10().preprocess(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy()
+    pixels = 255 * (seen * IMAGENET_STD + IMAGENET_MEAN)
+    assert np.abs(recording.seen_by_network(image) - pixels).max() <= 0.51
+
+
+class Odd(gym.Env):
+    """An environment whose spaces are given."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+BOX, CAMERA = gym.spaces.Box(-1, 1, (7,)), gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "observations, actions, message",
+    [
+        (CAMERA, BOX, "wanted a gymnasium.spaces.Dict"),
+        (gym.spaces.Dict({"state": BOX}), BOX, "no camera"),
+        (gym.spaces.Dict({"image": gym.spaces.Box(0, 1, (8, 8, 3))}), BOX, "gives float32"),
+        (gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)}), BOX, r"wanted uint8 \(H, W, 3\)"),
+        (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Box(-2, 2, (7,)), "wanted -1 to 1"),
+        (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Discrete(3), "one per arm"),
+    ],
+)
+def test_an_environment_that_breaks_the_contract_is_named(observations, actions, message):
+    with pytest.raises(ValueError, match=message):
+        recording.check_spaces(Odd(observations, actions), None, LEARNED)
+    good = Odd(gym.spaces.Dict({"image": CAMERA}), BOX)
+    assert recording.check_spaces(good, None, LEARNED) == ["image"]
+    with pytest.raises(ValueError, match="2 equal blocks"):
+        recording.check_spaces(good, None, "dual-arm-learned-gripper")
+
+
+def test_the_command_line(tmp_path):
+    arguments = (
+        "--setup_mode single-arm-fixed-gripper --num_demos 1 --num_classifier_episodes 1 --env_args image_size=16"
+    )
+    call = [sys.executable, str(ROOT / "record_demos.py"), *arguments.split(), "--output_dir", str(tmp_path)]
+    first = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert first.returncode == 0 and "1 successful" in first.stdout and "next: python train_hybrid.py" in first.stdout
+    again = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
