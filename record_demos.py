@@ -13,6 +13,7 @@ Writes to --output_dir:
     episodes/            every episode as it came; --resume goes on from these
 """
 
+import shlex
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from pytorch_serl.data.demos import SETUP_MODES, read_demos
 from pytorch_serl.data.episode_files import FOLDER, EpisodeWriter
+from pytorch_serl.envs.human.scripted import check_expert
 from pytorch_serl.training import build, recording
 from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
 from pytorch_serl.training.recording import RECORD_SEED
@@ -32,6 +34,7 @@ SCRIPTED_CLASSIFIER_EPISODES = 40
 SCENES_APART = (
     50_000  # the seeds of classifier episodes and of their failures lie so far from the demos' and each other
 )
+CHECKED_EPISODES = 10  # in which --check watches the expert
 MAX_FAILURES = 100  # an expert who fails so often in a row cannot do it
 
 
@@ -65,7 +68,11 @@ def parse_args(argv=None):
         f"{SCRIPTED_CLASSIFIER_EPISODES}; 0 writes no classifier frames at all",
     )
     what.add_argument("--classifier_only", action="store_true", help="frames for the classifier and no demos")
-    what.add_argument("--check", action="store_true", help="check the environment, write cameras.png, and end")
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="check the environment, and its expert where he steers, write cameras.png, and end",
+    )
     args = parser.parse_args(argv)
     limits = {
         "num_demos": (args.num_demos >= 1, "1 or more"),
@@ -83,10 +90,12 @@ def parse_args(argv=None):
 
 def choose_human(env, human):
     """Who steers: as asked, or whom the environment offers."""
-    has_expert = hasattr(env.unwrapped, "scripted_expert")
+    has_expert = build.has_expert(env)
     if human == "scripted" and not has_expert:
-        raise ValueError("--human scripted needs an environment with a scripted_expert (docs/simulation.md)")
-    return human or ("scripted" if has_expert else "env")
+        raise ValueError(
+            "--human scripted needs an environment with a scripted_expert(noise, seed) (docs/simulation.md)"
+        )
+    return human or ("scripted" if has_expert and build.is_simulated(env) else "env")
 
 
 def beside_human(env, args):
@@ -217,6 +226,7 @@ def report(args, folder, kept, keys, counts):
         recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, demos, keys)
         print(f"look at {folder / recording.DEMOS_PICTURE}: first, middle and last frame of every demo")
     names, env = " ".join(keys), "" if args.env == "built-in" else f" --env {args.env}"
+    env += f" --env_args {shlex.join(args.env_args)}" if args.env_args else ""
     if counts.any():
         print(
             f"classifier frames: {counts[0]} success, {counts[1]} failure; the last {recording.HARD_FRAMES} frames "
@@ -252,7 +262,10 @@ def main(argv=None):
             if view:
                 at_the_end.callback(view.close)
         with user_errors((ValueError, OSError)):
-            if not look(env, args, cameras, folder):
+            look(env, args, cameras, folder)
+            if args.check:
+                if args.human == "scripted":
+                    print(check_expert(env, CHECKED_EPISODES, RECORD_SEED, args.noise))
                 return
             env = beside_human(env, args)
             at_the_end.callback(env.close)  # the device, too; the environment below it is closed once
@@ -260,13 +273,12 @@ def main(argv=None):
 
 
 def look(env, args, cameras, folder):
-    """Show the environment's rate and cameras; returns whether there is more to do."""
+    """Show the environment's rate and cameras."""
     obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
     print(line)
     make_writable_dir(folder)
     recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
     print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
-    return not args.check
 
 
 def record(env, args, cameras, folder):

@@ -22,25 +22,18 @@ from tqdm import tqdm
 
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter
+from pytorch_serl.data.oddities import start_bounds
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
-from pytorch_serl.training.arguments import (
-    add_cluster_arguments,
-    add_data_arguments,
-    add_learning_arguments,
-    add_run_arguments,
-    add_vision_arguments,
-    check_cluster,
-    check_shared,
-    choose_for_device,
-    eval_episodes,
-)
+from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
-from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
+from pytorch_serl.training.humans import add_device, has_device, scripted_settings
+from pytorch_serl.training.hybrid_options import choose_for_env
+from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
@@ -49,7 +42,6 @@ from pytorch_serl.training.run import (
     BEST,
     LAST,
     MetricLogger,
-    Parser,
     check_run_dir,
     hold_run_dir,
     learning_curve,
@@ -62,7 +54,7 @@ from pytorch_serl.training.run import (
     uninterrupted,
     user_errors,
 )
-from pytorch_serl.training.view import View, add_view_arguments, viewed
+from pytorch_serl.training.view import View, viewed
 from pytorch_serl.utils.files import WriteError
 from pytorch_serl.utils.signals import catch_stops
 
@@ -71,182 +63,6 @@ LOG_EVERY = 5  # episodes
 ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy", "overruns", "updates_per_second")
 MAX_BEHIND = 50  # environment steps by which a learner may lag a simulation, which waits for it between episodes
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
-# a resumed run must agree in these to continue bit for bit
-FIXED = (
-    "image_keys",
-    "setup_mode",
-    "env",
-    "human",
-    "reward",
-    "success_frames",
-    "success_state",
-    "batch_size",
-    "lr",
-    "discount",
-    "cta_ratio",
-    "cycles_per_step",
-    "pretrain_steps",
-    "clone_steps",
-    "clone_weight",
-    "training_starts",
-    "random_steps",
-    "imitate_successes",
-    "buffer_capacity",
-    "views",
-    "train_backbone",
-    "seed",
-)
-
-
-def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
-    data = add_data_arguments(parser, save_dir=None, env="built-in")
-    add_human_arguments(data)
-    data.add_argument(
-        "--reward",
-        choices=("env", "classifier", "human"),
-        default="env",
-        help="where success comes from; human: from your key or button alone",
-    )
-    data.add_argument(
-        "--confirm",
-        action="store_true",
-        help="with a device: what the environment or the classifier calls success counts only when you agree",
-    )
-    data.add_argument("--classifier_ckpt", help="best.pt of train_classifier.py, for --reward classifier")
-    data.add_argument(
-        "--success_frames",
-        type=int,
-        default=1,
-        help="with --reward classifier: so many frames in a row have to look like success",
-    )
-    data.add_argument(
-        "--success_state",
-        nargs="+",
-        default=[],
-        metavar="CONDITION",
-        help="with --reward classifier: conditions of the state besides, entry, < or >, value: '2>0.04'",
-    )
-    learn = add_learning_arguments(parser, unit="environment step", batch_help="half demos, half online")
-    learn.add_argument("--cta_ratio", type=int, default=2, help="critic updates per actor update")
-    learn.add_argument(
-        "--cycles_per_step", type=int, default=1, help="cycles of cta_ratio updates per environment step"
-    )
-    learn.add_argument("--init_ckpt", help="start from this agent (train_offline.py's best.pt) instead of pretraining")
-    learn.add_argument(
-        "--pretrain_steps",
-        type=int,
-        default=1000,
-        help="updates on the demos before step 0: cloning, critics trained beside it; 0 starts from nothing, as the "
-        "original does",
-    )
-    learn.add_argument(
-        "--clone_weight",
-        type=float,
-        default=20.0,
-        help="weight of the cloning term at the start, next to Q-values of at most 1",
-    )
-    learn.add_argument(
-        "--clone_steps",
-        type=int,
-        default=20_000,
-        help="environment steps over which the cloning term fades to nothing (it is there only after --init_ckpt or "
-        "pretraining)",
-    )
-    learn.add_argument(
-        "--imitate_successes",
-        action=argparse.BooleanOptionalAction,
-        help="keep episodes that the policy solved alone beside the demos (self-imitation, arXiv 1806.05635); "
-        "default: only without the scripted human",
-    )
-    learn.add_argument(
-        "--training_starts",
-        type=int,
-        help="online steps before the first update; default 1000, 100 after --init_ckpt or pretraining",
-    )
-    learn.add_argument(
-        "--random_steps", type=int, help="steps with random actions; default 1000, 0 after --init_ckpt or pretraining"
-    )
-    learn.add_argument("--buffer_capacity", type=int, default=200_000, help="transitions per buffer")
-    add_vision_arguments(parser, views=4)
-    control = parser.add_argument_group("control")
-    control.add_argument(
-        "--control_hz",
-        type=float,
-        help="environment steps per second to keep, in training and evaluations, whoever acts; default: the "
-        "environment keeps its own time",
-    )
-    control.add_argument(
-        "--learner",
-        choices=("inline", "process"),
-        help="learn between two steps, the same from the same seed, or in a process of its own, so that no update "
-        "delays an action; default: inline with the built-in task or panda and no --control_hz, else process",
-    )
-    add_view_arguments(control)
-    add_cluster_arguments(parser)
-    run = add_run_arguments(parser, eval_every=500, unit="environment step")
-    run.add_argument(
-        "--eval_ckpt",
-        help="evaluate this agent and do nothing else; writes evaluation.json and evaluation.gif if --save_dir is "
-        "given",
-    )
-    return resolve(parser.parse_args(argv), parser)
-
-
-def resolve(args, parser):
-    """Fill in the defaults that depend on other settings and refuse what cannot work."""
-    args.gpu_learner = args.device in ("auto", "cuda")  # with --ray_address: one on another machine will do
-    choose_for_device(args, max_steps=(100_000, 30_000), batch_size=(256, 64))
-    check_shared(args, parser)
-    with user_errors():
-        torchrun.check_options(args.device, args.batch_size)
-    at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames", "actors")
-    parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
-    at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
-    parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
-    parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
-    parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
-    check_human(args, parser)
-    if args.view is not None and args.ray_address:
-        parser.error("--view shows the robot of this process, and with --ray_address there is none")
-    simulated = build.is_simulated(args.env)
-    warm = bool(args.init_ckpt or args.pretrain_steps)
-    if args.learner is None:
-        args.learner = "inline" if simulated and not (args.control_hz or args.ray_address) else "process"
-    if args.learner != "inline" and torchrun.world_size() > 1:
-        parser.error(
-            f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
-            "--learner inline"
-        )
-    if args.init_ckpt:
-        args.pretrain_steps = 0
-    if args.human is None:
-        args.human = "scripted" if simulated else "env"
-    if args.imitate_successes is None:
-        args.imitate_successes = args.human != "scripted"
-    if args.training_starts is None:
-        args.training_starts = 100 if warm else 1000
-    if args.random_steps is None:
-        args.random_steps = 0 if warm else 1000
-    if not warm:
-        args.clone_weight = 0.0
-    if args.human == "scripted" and not simulated:
-        parser.error("--human scripted knows the built-in task and panda only; use --human env with your own")
-    if (args.reward == "human" or args.confirm) and not has_device(args.human):
-        parser.error("--reward human and --confirm want your verdict; add --human keyboard or another device")
-    if (args.success_state or args.success_frames > 1) and args.reward != "classifier":
-        parser.error(
-            "--success_frames and --success_state say when a classifier's verdict counts; add --reward classifier "
-            "--classifier_ckpt ..."
-        )
-    with user_errors():
-        state_conditions(args.success_state)
-    if (args.reward == "classifier") != bool(args.classifier_ckpt):
-        parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
-    if args.eval_ckpt and (args.resume or args.init_ckpt):
-        parser.error("--eval_ckpt evaluates, --resume and --init_ckpt train; give one of them")
-    check_cluster(args, parser)
-    return args
 
 
 class HybridTraining:
@@ -256,7 +72,8 @@ class HybridTraining:
         """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown."""
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
-        self.waits = build.is_simulated(args.env) and not args.control_hz
+        self.waits = args.simulated and not args.control_hz
+        add_human = partial(build.add_human, human=args.human, **scripted_settings(args))
         self.update = torchrun.shared_update(agent)
         acting = {
             "seed": args.seed,
@@ -272,7 +89,7 @@ class HybridTraining:
             capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
             limits=limits_for(agent, demos.image_shapes),
-            identity=identity("train_hybrid.py", {name: getattr(args, name) for name in FIXED}, demos),
+            identity=identity("train_hybrid.py", fixed_settings(args), demos),
             schedule=Schedule(
                 args.batch_size,
                 args.cta_ratio,
@@ -295,8 +112,8 @@ class HybridTraining:
                 self.learner,
                 save_dir=save_dir,
                 resume=args.resume,
-                make_env=partial(ready_env, there, replace(demos, transitions=[])),
-                human=args.human,
+                make_env=partial(ready_env, there, replace(demos, transitions=[]), start_bounds(demos)),
+                add_human=add_human,
                 waits=self.waits,
                 settings=acting,
             )
@@ -304,7 +121,7 @@ class HybridTraining:
                 self.run_episodes = self.actor.evaluate
         else:
             writer = EpisodeWriter(save_dir, [*agent.image_keys, "state"])
-            env = viewed(build.add_human(env, args.human, args.seed), view)
+            env = viewed(add_human(env, seed=args.seed), view)
             self.actor = Actor(agent, env, writer=writer, **acting)
             if args.learner == "inline":
                 self.learner = Learner(agent, update=self.update, **learning)
@@ -358,7 +175,7 @@ class HybridTraining:
         """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
         policy, stop_at = self.learner.averaged(), self.args.stop_at
         result, solved = evaluate_to_stop(
-            policy, self.eval_env, eval_episodes(self.args), stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
+            policy, self.eval_env, self.args.eval_episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
         tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
         with uninterrupted():
@@ -427,7 +244,8 @@ class HybridTraining:
                     break
                 self.actor.start_episode()
                 # an evaluation that is due waits for the episode's end, but not longer than to the next one
-                self.actor.ends_at = min(self.args.max_steps, (last // self.args.eval_every + 2) * self.args.eval_every)
+                evaluations = self.progress["evaluated"] // self.args.eval_every
+                self.actor.ends_at = min(self.args.max_steps, (evaluations + 2) * self.args.eval_every)
                 done, info = False, {}
                 while not done:
                     with uninterrupted():
@@ -459,9 +277,13 @@ class HybridTraining:
 
 
 def make_env(args, demos):
-    """The environment, checked against the demos, with the classifier's verdict as its reward where that is wanted."""
-    env = build.make_env(args.env, args.setup_mode)
+    """The environment, checked against the demos, with the classifier's verdict as its reward where that is wanted.
+
+    The defaults that depend on it go into `args`.
+    """
+    env = build.make_env(args.env, args.setup_mode, build.constructor_args(args.env_args))
     try:
+        choose_for_env(args, env)
         build.check_env(env, demos, args.env)
         return with_judges(env, args)
     except BaseException:
@@ -469,12 +291,16 @@ def make_env(args, demos):
         raise
 
 
-def ready_env(args, demos):
-    """`make_env`, with its rate and time limit, after a first reset and step: what is wrong shows before learning."""
+def ready_env(args, demos, starts):
+    """`make_env`, with its rate and time limit, after a first reset and step: what is wrong shows before learning.
+
+    `starts`: as `start_bounds` has it.
+    """
     env = make_env(args, demos)
     longest = int(np.bincount(demos.episode_ids).max())
     try:
-        prepare(env, args.env, longest, args.control_hz, verdict=args.reward == "env", max_steps=args.max_steps)
+        verdict = args.reward == "env"
+        prepare(env, args.env, longest, args.control_hz, verdict, max_steps=args.max_steps, starts=starts)
     except BaseException:
         close_robots(env)
         raise
@@ -495,8 +321,9 @@ def with_judges(env, args):
 
 def eval_env(args, env):
     """Where the policy is evaluated: in `env`, and beside it in others where they can be had and nobody else judges."""
-    plain = env is not None and args.reward == "env" and args.human == "scripted"
-    return build.side_by_side(env, args.env, args.setup_mode) if plain else env
+    plain = env is not None and args.reward == "env" and not has_device(args.human)
+    settings = build.constructor_args(args.env_args)
+    return build.side_by_side(env, args.env, args.setup_mode, settings) if plain else env
 
 
 def main(argv=None):
@@ -510,23 +337,34 @@ def run(args, at_the_end):
     """The run that the options describe; `at_the_end` takes what closes the environments."""
     save_dir = Path(args.save_dir or SAVE_DIR)
     with user_errors():
-        # settings, seeds
+        # seeds
+        torchrun.check_options(args.device, args.batch_size)
         if not args.eval_ckpt:
             check_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
-        print_settings(vars(args))
         seed_all(args.seed)
 
         # data, environment
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
+        judged = args.reward != "env" or has_device(args.human)
+        if judged and (warning := build.check_judged(demos)):
+            print(warning)
         if args.ray_address:
             from pytorch_serl.scaling import ray_cluster
 
             ray_cluster.connect(args.ray_address)
             save_dir = save_dir.absolute()  # the other processes have other working directories
         # a robot is there only once: it is evaluated where it acts, between two training episodes
-        env = ready_env(args, demos) if not args.ray_address or build.is_simulated(args.env) else None
+        task = build.registered(args.env) if args.ray_address else None
+        env = ready_env(args, demos, start_bounds(demos)) if not args.ray_address or build.is_simulated(task) else None
         at_the_end.callback(close_robots, env)
+        choose_for_env(args, task if env is None else env)
+        print_settings(vars(args))
+        if args.learner != "inline" and torchrun.world_size() > 1:
+            raise ValueError(
+                f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
+                "--learner inline"
+            )
         if has_device(args.human):
             at_the_end.callback(env.close)  # the device, too
         view = View(args.view, args.view_host) if args.view is not None else None
@@ -559,7 +397,7 @@ def run(args, at_the_end):
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)
-            report_evaluation(agent, envs, eval_episodes(args, final=True), folder, seed=FINAL_SEED)
+            report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED)
             return
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
@@ -584,9 +422,7 @@ def run(args, at_the_end):
     )
     agent.load(save_dir / BEST)
     with user_errors((ContractError,)):
-        report_evaluation(
-            agent, envs, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED, run=training.run_episodes
-        )
+        report_evaluation(agent, envs, args.final_episodes, save_dir, seed=FINAL_SEED, run=training.run_episodes)
 
 
 if __name__ == "__main__":

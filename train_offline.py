@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pytorch_serl.data.demos import read_demos, split_episodes
+from pytorch_serl.data.oddities import start_bounds
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.training import build
@@ -30,8 +31,9 @@ from pytorch_serl.training.arguments import (
     add_run_arguments,
     add_vision_arguments,
     check_shared,
+    choose_eval_episodes,
     choose_for_device,
-    eval_episodes,
+    fixed_settings,
 )
 from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import (
@@ -68,20 +70,6 @@ UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper h
 }
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up
 IMPROVEMENT = 0.99  # a held-out error counts as better below this share of the best one
-# a resumed run must agree in these to continue bit for bit
-FIXED = (
-    "algo",
-    "image_keys",
-    "setup_mode",
-    "env",
-    "batch_size",
-    "lr",
-    "discount",
-    "views",
-    "train_backbone",
-    "val_fraction",
-    "seed",
-)
 
 
 def parse_args(argv=None):
@@ -124,11 +112,16 @@ def resolve(args, parser):
         args.val_fraction = 0.0 if args.env else 0.1
     if args.eval_episodes is not None and not args.env:
         parser.error("--eval_episodes needs an environment; give --env as well")
+    if args.final_episodes is not None and not args.env:
+        parser.error("--final_episodes needs an environment; give --env as well")
+    if args.env_args and not args.env:
+        parser.error("--env_args needs an environment; give --env as well")
     if args.control_hz is not None and not args.env:
         parser.error("--control_hz needs an environment; give --env as well")
     check_shared(args, parser)
     with user_errors():
         torchrun.check_options(args.device, args.batch_size)
+        build.constructor_args(args.env_args)
     parser.require(
         args,
         {
@@ -164,7 +157,7 @@ class OfflineTraining:
         capacity = 2 * len(demos.transitions)  # no transition is dropped, even where every frame is stored apart
         self.demo = ReplayBuffer(capacity, agent.image_keys, seed=args.seed)
         self.held_out = ReplayBuffer(capacity, agent.image_keys)
-        run = identity("train_offline.py", {name: getattr(args, name) for name in FIXED}, demos)
+        run = identity("train_offline.py", fixed_settings(args, may_change=("patience",)), demos)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"demo": self.demo, "held_out": self.held_out}, run)
         self.alarms = build.make_alarms(demos, agent)
         # best: the highest success rate, or the lowest held-out error; solved: an evaluation says stop
@@ -202,7 +195,7 @@ class OfflineTraining:
             texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
         if self.env:
             try:
-                result, solved = evaluate_to_stop(policy, self.env, eval_episodes(self.args), self.args.stop_at)
+                result, solved = evaluate_to_stop(policy, self.env, self.args.eval_episodes, self.args.stop_at)
             except Exception:  # the environment's: what was learned until then is not lost
                 with uninterrupted():
                     path = self.save(step)
@@ -335,13 +328,15 @@ def run(args, at_the_end):
         print(describe_split(train, held_out))
         if not args.env:
             print("no success rate will be known, since no environment is given (--env): watch the policy on the robot")
-        env = build.make_env(args.env, args.setup_mode) if args.env else None
+        settings = build.constructor_args(args.env_args)
+        env = build.make_env(args.env, args.setup_mode, settings) if args.env else None
         if env:
             at_the_end.callback(close_robots, env)
+            choose_eval_episodes(args, env)
             build.check_env(env, demos, args.env)
             longest = int(np.bincount(demos.episode_ids).max())
-            prepare(env, args.env, longest, args.control_hz, verdict=True)
-            env = build.side_by_side(env, args.env, args.setup_mode)
+            prepare(env, args.env, longest, args.control_hz, verdict=True, starts=start_bounds(demos))
+            env = build.side_by_side(env, args.env, args.setup_mode, settings)
             at_the_end.callback(close_robots, env)
 
         # networks and optimisers
@@ -382,7 +377,7 @@ def run(args, at_the_end):
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
         with user_errors((ContractError,)):
-            report_evaluation(agent, env, eval_episodes(args, final=True), save_dir, seed=FINAL_SEED)
+            report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED)
     else:
         print(
             f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "

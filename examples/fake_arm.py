@@ -1,18 +1,15 @@
 """A complete environment of one's own: a made-up arm with two cameras and a driver that keeps 10 Hz.
 
-    python examples/fake_arm.py --output ./data/fake_arm.pkl                 (20 demos, 1 minute)
-    python train_hybrid.py --env examples.fake_arm:FakeArm-v0 --demo_paths ./data/fake_arm.pkl \\
+    python record_demos.py --env examples.fake_arm:FakeArm-v0 --setup_mode single-arm-fixed-gripper \\
+        --human scripted --num_demos 20 --output_dir ./fake_arm_data         (in place of your device)
+    python train_hybrid.py --env examples.fake_arm:FakeArm-v0 --demo_paths ./fake_arm_data/demos.pkl \\
         --image_keys front wrist --setup_mode single-arm-fixed-gripper --save_dir ./fake_arm_ckpt
 
 The task: touch the red button, whose place on the table changes with every episode. Put your robot where `Driver` is:
 the rest of the file is what train_hybrid.py needs to know of it.
 """
 
-import argparse
-import pickle
-import sys
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +18,7 @@ HZ = 10
 LARGEST_STEP = 0.03  # m per step at a command of 1
 WORKSPACE = np.array([[-0.15, -0.15, 0.0], [0.15, 0.15, 0.2]])  # m: commands cannot leave this box
 TOUCH = 0.02  # m
+ABOVE = 0.01  # m, sideways of the button, from where the expert goes down
 SIZE = 128  # pixels
 
 
@@ -86,57 +84,37 @@ class FakeArm(gym.Env):
     def close(self):
         pass  # stop the arm, release the cameras
 
+    def scripted_expert(self, noise=0.05, seed=None):
+        """Somebody with a space mouse, for recordings and corrections by script; your robot needs none."""
+        return Expert(self, noise, seed)
+
     def _observe(self):
         front, wrist = self.driver.picture(np.zeros(2), 0.3), self.driver.picture(self.driver.position[:2], 0.1)
         return {"front": front, "wrist": wrist, "state": self.driver.position.astype(np.float32)}
 
 
-if "FakeArm-v0" not in gym.registry:  # also when this file runs as a script
+class Expert:
+    """What a person would command: over the button first, then down. It has no memory, so it can take over anywhere."""
+
+    def __init__(self, env: FakeArm, noise: float, seed):
+        self.driver, self.noise, self.rng = env.driver, noise, np.random.default_rng(seed)
+
+    def act(self) -> np.ndarray:
+        sideways, height = self._way()
+        down = -height if np.linalg.norm(sideways) < ABOVE else 0.0
+        move = np.clip(np.array([*sideways, down]) / LARGEST_STEP, -0.8, 0.8)
+        move = np.clip(move + self.rng.normal(0, self.noise, 3), -1, 1)
+        return np.array([*move, 0.0, 0.0, 0.0], np.float32)
+
+    def steps_to_go(self) -> float:
+        """What the scripted human judges a policy by: it falls almost steadily while the expert acts."""
+        sideways, height = self._way()
+        return float((max(np.abs(sideways).max() - ABOVE, 0) + max(height - TOUCH, 0)) / (0.8 * LARGEST_STEP))
+
+    def _way(self):
+        """To the button, in m: sideways (2,), and the height above it."""
+        return self.driver.button - self.driver.position[:2], self.driver.position[2]
+
+
+if "FakeArm-v0" not in gym.registry:
     gym.register("FakeArm-v0", entry_point="examples.fake_arm:FakeArm", max_episode_steps=40)
-
-
-def teleoperate(env: gym.Env, rng: np.random.Generator) -> np.ndarray:
-    """What a person with a space mouse would command: over the button first, then down. On your robot: your device."""
-    driver = env.unwrapped.driver
-    sideways = driver.button - driver.position[:2]
-    down = -driver.position[2] if np.linalg.norm(sideways) < 0.01 else 0.0
-    move = np.clip(np.array([*sideways, down]) / LARGEST_STEP, -0.8, 0.8) + rng.normal(0, 0.05, 3)
-    return np.array([*move, 0.0, 0.0, 0.0], np.float32)
-
-
-def record(path: Path, episodes: int, seed: int = 0, hz: float = HZ) -> None:
-    """Write successful episodes in the demo format."""
-    env, rng, transitions = gym.make("FakeArm-v0", hz=hz), np.random.default_rng(seed), []
-    while episodes:
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        episode, done = [], False
-        while not done:
-            action = teleoperate(env, rng)
-            next_obs, reward, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-            episode.append(
-                {
-                    "observations": obs,
-                    "actions": action,
-                    "next_observations": next_obs,
-                    "rewards": reward,
-                    "dones": done,
-                    "masks": 1.0 - terminated,
-                }
-            )
-            obs = next_obs
-        if info["succeed"]:
-            transitions += episode
-            episodes -= 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(transitions))
-    print(f"wrote {len(transitions)} transitions to {path}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("./data/fake_arm.pkl"))
-    parser.add_argument("--episodes", type=int, default=20)
-    options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the entry point
-    record(options.output, options.episodes)

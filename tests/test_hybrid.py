@@ -357,6 +357,27 @@ def test_a_silent_classifier_leaves_the_environment_its_endings(seed, ends):
     assert (last[1], *last[2:4]) == (0.0, *ends) and last[4]["succeed"] is False
 
 
+@pytest.mark.parametrize(
+    ("step", "goal", "options", "said"),
+    [
+        (-1.0, 0.0, {"reward": "classifier"}, "rewards go from -1 to 0, but what a classifier or a human"),
+        (0.0, 10.0, {"reward": "classifier"}, "rewards go from 0 to 10"),
+        (0.0, 1.0, {"reward": "classifier"}, None),
+        (-1.0, 0.0, {"env": "no_such_package:X-v0"}, None),
+    ],
+)
+def test_a_verdict_on_another_scale_than_the_demos_rewards_is_said(step, goal, options, said, tmp_path, capsys):
+    transitions = pickle.loads(make_demos(tmp_path / "demos.pkl").read_bytes())
+    for t in transitions:
+        t["rewards"] = goal if t["rewards"] else step
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps(transitions))
+    missing = {"classifier_ckpt": tmp_path / "missing.pt"} if "reward" in options else {}
+    with pytest.raises(SystemExit):  # after the warning
+        train_hybrid.main(words(tmp_path / "demos.pkl", tmp_path / "run", **options, **missing))
+    out = capsys.readouterr().out
+    assert said in out if said else "one critic cannot learn two scales" not in out
+
+
 def test_success_takes_frames_in_a_row():
     env = ClassifierReward(TinyEnv(), Verdicts(True, False, True, True, True), frames=2)
     env.reset(seed=1)

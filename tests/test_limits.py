@@ -110,14 +110,25 @@ def test_the_observation_at_the_reset_too(run, monkeypatch):
         evaluate(agent, Reset(), 1)
 
 
-@pytest.mark.parametrize("name", ["nan reward", "success of a half", "nan state", "another image size"])
+@pytest.mark.parametrize("name", ["nan reward", "success of a half", "nan state"])
 def test_evaluations_have_the_same_limits(name, monkeypatch):
     what, value, message = WRONG[name]
+    if name == "another image size":  # the environment's guard sees it first
+        message = "camera 'image' gave uint8 (16, 32, 3)"
     monkeypatch.setattr(Wrong, "what", what), monkeypatch.setattr(Wrong, "value", value)
     agent = type("Agent", (Still,), {"state_dim": 3})()
     with pytest.raises(ContractError) as error:
         evaluate(agent, Wrong(), 1)
     assert message in str(error.value) and "the evaluation seeded" in str(error.value)
+
+
+def test_an_evaluation_names_the_camera_and_the_step(monkeypatch):
+    what, value, _ = WRONG["another image size"]
+    monkeypatch.setattr(Wrong, "what", what), monkeypatch.setattr(Wrong, "value", value)
+    agent = type("Agent", (Still,), {"state_dim": 3})()
+    message = r"step 2 of the episode: camera 'image' gave uint8 \(16, 32, 3\); its space says uint8 \(32, 32, 3\)"
+    with pytest.raises(ContractError, match=message):
+        evaluate(agent, Wrong(), 1)
 
 
 def test_what_files_admit_is_admitted(run, monkeypatch):
@@ -184,7 +195,7 @@ def test_the_run_saves_and_can_be_resumed(learner, demos, tmp_path, capsys, monk
 
     def start(actor):
         begin(actor)
-        actor.env.at = 3 if actor.episode == 2 and wrong else LENGTH + 1
+        actor.env.unwrapped.at = 3 if actor.episode == 2 and wrong else LENGTH + 1
 
     begin, wrong = Actor.start_episode, True
     monkeypatch.setattr(train_hybrid, "make_env", make), monkeypatch.setattr(Actor, "start_episode", start)
@@ -242,7 +253,7 @@ SPOILED = {
 def test_recovery_leaves_out_what_is_beyond_the_limits(name, run, tmp_path, monkeypatch, capsys):
     spoil, dropped = SPOILED[name]
     path = record(tmp_path, 0, 6, lambda index, step: spoil(step) if index == 2 else None)
-    monkeypatch.setattr(run, "save_dir", tmp_path), monkeypatch.setattr(run.actor, "episode", 0)
+    monkeypatch.setattr(run.learner, "save_dir", tmp_path), monkeypatch.setattr(run.actor, "episode", 0)
     added = []
     monkeypatch.setattr(run.learner, "add", lambda transition, to_demos: added.append(transition))
     assert run.recover(0) == 6 - len(dropped)
@@ -259,7 +270,7 @@ def test_recovery_leaves_out_what_is_beyond_the_limits(name, run, tmp_path, monk
 def test_an_episode_that_ends_in_a_wrong_step_ends_before_it(run, tmp_path, monkeypatch):
     record(tmp_path, 0, 3, lambda index, step: step.update(rewards=INF) if index == 2 else None)
     record(tmp_path, 1, 2, lambda index, step: step.update(rewards=INF) if index >= 0 else None)
-    monkeypatch.setattr(run, "save_dir", tmp_path), monkeypatch.setattr(run.actor, "episode", 0)
+    monkeypatch.setattr(run.learner, "save_dir", tmp_path), monkeypatch.setattr(run.actor, "episode", 0)
     added = []
     monkeypatch.setattr(run.learner, "add", lambda transition, to_demos: added.append(transition))
     assert run.recover(0) == 2 and [t["dones"] for t in added] == [False, True]

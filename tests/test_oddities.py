@@ -271,6 +271,36 @@ def test_what_is_right_is_not_called_hanging(edits, tmp_path):
     assert not any("while the actions move" in text for text in demos.warnings), demos.warnings
 
 
+def grasping(commands, penalties):
+    """An edit: the gripper's commands and penalties in each episode."""
+
+    def edit(transitions):
+        for i, transition in enumerate(transitions):
+            transition["actions"][-1] = commands[i % LENGTH]
+            transition["grasp_penalty"] = -0.02 * penalties[i % LENGTH]
+
+    return edit
+
+
+GRASPS = {  # commands and penalties of an episode, what is said of them
+    "right": ((0, -1, 0, 1, -1, 0), (0, 1, 0, 1, 1, 0), None),
+    "slow fingers": ((0, -1, -1, 1, 0, 0), (0, 1, 1, 1, 0, 0), None),  # HIL-SERL's, penalised until they are closed
+    "swapped": ((0, 1, 0, -1, 1, 0), (0, 1, 0, 1, 1, 0), "in 6 of 6 (100.0%) episodes the gripper's first change is"),
+    "a position": ((1, 1, 1, -1, -1, -1), (0, 0, 0, 1, 0, 0), "actions[6]: the gripper never holds (0 of 36"),
+    "a position, swapped": ((-1, -1, -1, 1, 1, 1), (0, 0, 0, 1, 0, 0), "if it was open, the labels are swapped"),
+    "elsewhere": ((0, -1, 0, 1, 0, 0), (1, 0, 1, 0, 0, 1), "18 of 18 (100.0%) penalties are at steps without a grip"),
+    "none for changes": ((-1, 0, 1, 0, -1, 0), (1, 0, 0, 0, 0, 0), "12 of 12 (100.0%) commands that turn the gripper"),
+}
+
+
+@pytest.mark.parametrize("name", GRASPS)
+def test_grippers_whose_labels_or_penalties_are_wrong(name, tmp_path):
+    commands, penalties, text = GRASPS[name]
+    demos = changed(tmp_path, grasping(commands, penalties), mode=LEARNED, gripper=True, action_dim=7)
+    said = [line for line in demos.warnings if "gripper" in line or "grasp_penalty" in line]
+    assert (text in "\n".join(said)) if text else not said, demos.warnings
+
+
 # ---------------------------------------------------------------- homes and names
 
 

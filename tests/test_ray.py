@@ -83,7 +83,7 @@ def robot(demos, tmp_path, monkeypatch):
 
     def make(number=0):
         worker = RobotWorker()
-        arguments = (lambda: TinyEnv(human=True), "env", number, tmp_path / "spool", 1, settings)
+        arguments = (lambda: TinyEnv(human=True), lambda env, seed: env, number, tmp_path / "spool", 1, settings)
         worker.left = worker.set_up((tmp_path / "agent.pt").read_bytes(), *arguments)[2]
         worker.values = pack(acting_modules(agent)).numpy()
         return worker

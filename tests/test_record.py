@@ -16,6 +16,7 @@ from pytorch_serl.envs.tabletop import task
 from pytorch_serl.training import recording
 from pytorch_serl.training.robot import Robot
 from tests.runs import FIXED, LEARNED, ROOT, command, record, refused
+from tests.tiny_env import TinyEnv
 
 SMALL = {"env_args": "image_size=16"}
 
@@ -100,6 +101,12 @@ def test_failures_are_kept_apart(tmp_path, monkeypatch):
     assert bad and not any(t["rewards"] for t in bad)
     both = read_demos([path, tmp_path / "failed_demos.pkl"], "image", FIXED)
     assert len(both.transitions) == len(good.transitions) + len(bad)
+
+
+def test_a_rate_that_is_kept_is_no_slow_environment():
+    env = Robot(TinyEnv(), control_hz=20)
+    _, line = recording.check_rate(env, 0, 20)
+    assert "WARNING" not in line and "step takes 50 ms" not in line
 
 
 def test_check_writes_the_cameras_and_nothing_else(tmp_path, capsys):

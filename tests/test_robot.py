@@ -13,6 +13,7 @@ from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.envs.human.keyboard import KeyboardHuman
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, _Episode, camera_strip, evaluate, recorded_strip, save_animation
+from pytorch_serl.training.limits import limits_of
 from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, time_limit
 from tests.robot_env import LOG, Logged, OldReset, OldStep, Scaling
 from tests.runs import FIXED, command, content, make_demos, metrics, record, refused
@@ -398,6 +399,28 @@ def test_another_size_or_type_is_an_error_that_names_the_camera(script, fault, g
     assert f"camera 'image' gave {got}; its space says uint8 (32, 32, 3)" in errors[0]
 
 
+@pytest.mark.parametrize("correction", [None, ["up"] * 6, [[0.5], [0.5, 0.5]]])
+def test_a_correction_that_is_none_is_left_to_who_records_it(correction):
+    class Odd(TinyEnv):
+        def step(self, action):
+            *result, info = super().step(action)
+            return *result, info | {"intervene_action": correction}
+
+    robot = Robot(Odd(), limit=1)
+    robot.reset(seed=0)
+    *_, truncated, info = robot.step(np.zeros(6))
+    assert info["intervene_action"] is correction and truncated
+
+
+def test_what_is_no_array_is_named():
+    class Ragged(TinyEnv):
+        def _observe(self):
+            return super()._observe() | {"state": [1.0, [2.0, 3.0]]}
+
+    with pytest.raises(ValueError, match=r"the environment, at its reset: observation\['state'\]: got 2 values"):
+        Robot(Ragged()).reset(seed=0)
+
+
 def test_a_camera_that_gives_nothing_is_named():
     class Lacks(TinyEnv):
         def _observe(self):
@@ -511,7 +534,8 @@ def test_small_frames_are_kept_as_they_are():
 
 
 def test_a_long_episode_keeps_a_bounded_number_of_frames():
-    episode = _Episode(Robot(Logged(ends=False)), 1, ["image"])
+    env = Robot(Logged(ends=False))
+    episode = _Episode(env, 1, ["image"], limits_of(None, env))
     for _ in range(1000):
         episode.step(np.zeros(6))
     assert 30 <= len(episode.frames) <= 60

@@ -14,6 +14,9 @@ LARGE_STATE = 100.0  # the network takes the state as it is
 HANGS = 3  # steps without a new frame; a camera at half the rate gives one
 NEARLY_BLANK = 10  # of 255 grey levels: what is left of a picture behind a lid
 SHOWN = 5  # episodes named in a line
+MOSTLY = 0.8  # of penalties that go wrong in one way: no accident
+START_EPISODES = 5  # of fewer, the first states say little about where an episode may start
+START_MARGIN = 0.1  # of a state entry's range in the demos, beyond the spread of the first states
 COMMANDS = (("close", -1), ("hold", 0), ("open", 1))
 
 
@@ -81,8 +84,47 @@ def _gripper_oddities(demos, actions, has_penalty, snapped):
         for name, value in (COMMANDS[0], COMMANDS[2]):
             if not (actions[:, column] == value).any():
                 texts.append(f"actions[{column}]: the gripper never {name}s (0 of {len(actions)} actions are {value})")
+        if (actions[:, column] != 0).all():
+            texts.append(
+                f"actions[{column}]: the gripper never holds (0 of {len(actions)} actions are 0); wanted commands, -1 "
+                "close, 0 hold, +1 open, not the position that it is to have"
+            )
     if columns and not has_penalty:
         texts.append("grasp_penalty: in no transition, taken as 0; nothing keeps the gripper from fluttering")
+    return texts + (_penalty_oddities(demos, actions, columns) if has_penalty and columns else [])
+
+
+def _penalty_oddities(demos, actions, columns):
+    """Penalties mark the commands that make a gripper change its state; what they mark instead, if anything."""
+    penalised = np.array([transition["grasp_penalty"] != 0 for transition in demos.transitions])
+    if not penalised.any():
+        return []
+    idle = penalised & (actions[:, columns] == 0).all(axis=1)
+    if idle.sum() > MOSTLY * penalised.sum():
+        return [
+            f"grasp_penalty: {share(int(idle.sum()), int(penalised.sum()))} penalties are at steps without a gripper "
+            "command; wanted one for each command that makes the gripper change its state"
+        ]
+    if len(columns) > 1:  # a penalty does not say which of them
+        return []
+    first, changes, silent = [], 0, 0
+    for rows in episodes_of(demos):
+        commands = [(actions[row, columns[0]], penalised[row]) for row in rows if actions[row, columns[0]] != 0]
+        first += [command for command, marked in commands if marked][:1]
+        turns = [marked for (before, _), (command, marked) in zip(commands, commands[1:]) if command != before]
+        changes, silent = changes + len(turns), silent + turns.count(False)
+    texts, opening = [], sum(command > 0 for command in first)
+    if opening > MOSTLY * len(first):
+        texts.append(
+            f"actions[{columns[0]}] and grasp_penalty: in {share(opening, len(first))} episodes the gripper's first "
+            "change is an opening, so it was closed at the start; if it was open, the labels are swapped: wanted -1 "
+            "close, +1 open"
+        )
+    if silent > MOSTLY * changes:
+        texts.append(
+            f"grasp_penalty: {share(silent, changes)} commands that turn the gripper from closing to opening or back "
+            "have none; wanted one for each command that makes it change its state"
+        )
     return texts
 
 
@@ -227,6 +269,34 @@ def _state_oddities(demos):
             "scale them to about -1 to 1"
         )
     return texts
+
+
+def start_bounds(demos):
+    """Where an episode's first state may lie, (low, high) of (D,) each; None where the demos say too little.
+
+    Beyond the first states of the demos it may lie by their spread, and by a share of the entry's range in all states.
+    """
+    episodes = episodes_of(demos)
+    if not demos.state_dim or len(episodes) < START_EPISODES:
+        return None
+    states = np.stack([transition["observations"]["state"] for transition in demos.transitions])  # (N, D)
+    first = states[[rows[0] for rows in episodes]]
+    margin = np.ptp(first, axis=0) + START_MARGIN * np.ptp(states, axis=0) + 1e-6
+    return first.min(axis=0) - margin, first.max(axis=0) + margin
+
+
+def start_oddity(bounds, state):
+    """A line where a first state (D,) lies outside `start_bounds`, else None."""
+    low, high = bounds
+    entries = np.flatnonzero((state < low) | (state > high))
+    if not len(entries):
+        return None
+    shown = [f"state[{i}] = {state[i]:.4g}, in the demos {low[i]:.4g} to {high[i]:.4g}" for i in entries[:SHOWN]]
+    shown += ["..."] * (len(entries) > SHOWN)
+    return (
+        f"the environment begins where no demo begins: {', '.join(shown)}; is it the task of the demos, with the state "
+        "in their order and units?"
+    )
 
 
 # ---------------------------------------------------------------- what the summary counts, too

@@ -18,3 +18,20 @@ if ENV_ID not in gym.registry:
 
 if PANDA_ID not in gym.registry:
     gym.register(id=PANDA_ID, entry_point="pytorch_serl.envs.simulators.panda:PandaPickCubeEnv")
+
+SIMULATORS = "pytorch_serl.envs.simulators"
+for _name in ("Lift", "PickPlaceCan", "Door", "TwoArmPegInHole", "TwoArmLift"):
+    if f"pytorch_serl/Robosuite{_name}-v0" not in gym.registry:
+        gym.register(
+            id=f"pytorch_serl/Robosuite{_name}-v0",
+            entry_point=f"{SIMULATORS}.robosuite:RobosuiteEnv",
+            kwargs={"task": _name},
+        )
+for _task in ("assembly", "box-close", "coffee-push", "stick-pull", "button-press-topdown", "drawer-open"):
+    _name = _task.title().replace("-", "")
+    if f"pytorch_serl/MetaWorld{_name}-v0" not in gym.registry:
+        gym.register(
+            id=f"pytorch_serl/MetaWorld{_name}-v0",
+            entry_point=f"{SIMULATORS}.metaworld:MetaWorldEnv",
+            kwargs={"task": _task},
+        )

@@ -82,7 +82,7 @@ class RobotWorker:
         self,
         state: bytes,
         make_env: Callable[[], gym.Env],
-        human: str,
+        add_human: Callable[..., gym.Env],
         number: int,
         spool: Path,
         seed: int,
@@ -110,7 +110,7 @@ class RobotWorker:
         self.folder = spool / uuid.uuid4().hex
         self._claim(self.folder)
         self.writer = _MarkedWriter(self.folder, [*self.agent.image_keys, "state"])
-        self.actor = Actor(self.agent, build.add_human(self.env, human, seed), writer=self.writer, **settings)
+        self.actor = Actor(self.agent, add_human(self.env, seed=seed), writer=self.writer, **settings)
         episodes = [self._left(path) for folder in left for path in episode_files(folder).values()]
         self.handed_over += left
         return socket.gethostname(), os.getpid(), [episode for episode in episodes if episode.steps]
@@ -236,7 +236,7 @@ class Robots:
         save_dir: the run's, absolute.
         resume: the run goes on: episodes that robots' machines kept belong to it.
         make_env: makes the environment on a robot's node; raises ValueError where it does not fit.
-        human: as build.add_human takes it.
+        add_human: puts the human beside an environment, `build.add_human` with all but its first argument and the seed.
         waits: no robot begins an episode while as many as there are robots wait to be learned from.
         settings: the other arguments of `Actor`.
     Raises ValueError where no robot can be set up.
@@ -251,7 +251,7 @@ class Robots:
         save_dir: Path,
         resume: bool,
         make_env: Callable[[], gym.Env],
-        human: str,
+        add_human: Callable[..., gym.Env],
         waits: bool,
         settings: dict[str, Any],
     ):
@@ -260,7 +260,7 @@ class Robots:
         self.current: Episode | None = None  # of which `act` returned the steps before `place`
         state = io.BytesIO()
         torch.save(agent.state_dict(), state)
-        self.set_up = (ray.put(state.getvalue()), make_env, human)
+        self.set_up = (ray.put(state.getvalue()), make_env, add_human)
         self.spool = save_dir / SPOOL / self._run_id(resume)
         self.episodes, self.requests, self.left = queue.SimpleQueue(), queue.SimpleQueue(), []
         self.running, self.workers, self.started, self.arrived, self.steps = False, 0, 0, 0, 0

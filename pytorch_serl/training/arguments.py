@@ -1,11 +1,21 @@
 """Options that train_offline.py and train_hybrid.py share; each function returns the group, to which a script adds."""
 
 import argparse
+from collections.abc import Iterable
+from typing import Any
 
 from pytorch_serl.data.demos import SETUP_MODES
 from pytorch_serl.training import build
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
+
+# what a resumed run may have otherwise: where things are, how long and where it runs, how it is watched
+MAY_CHANGE = (
+    *("demo_paths", "save_dir", "init_ckpt", "eval_ckpt", "classifier_ckpt", "backbone", "download_backbone"),
+    *("max_steps", "eval_every", "eval_episodes", "final_episodes", "stop_at", "resume", "overwrite"),
+    *("device", "gpu_learner", "learner", "control_hz", "simulated", "ray_address", "actors", "view", "view_host"),
+    *("confirm", "dead_zone", "axis_signs", "axis_scale"),
+)
 
 
 def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) -> argparse._ArgumentGroup:
@@ -21,6 +31,9 @@ def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) ->
     data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
     data.add_argument(
         "--env", default=env, help="built-in, panda (docs/simulation.md), or a Gymnasium id, package:Id included"
+    )
+    data.add_argument(
+        "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
     )
     data.add_argument("--save_dir", default=save_dir, help="where the run goes")
     return data
@@ -59,7 +72,10 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     run.add_argument(
         "--eval_episodes",
         type=int,
-        help="default 20 during training (50 in the built-in task, where they are cheap), 100 in the final evaluation",
+        help="of an evaluation during training; default 20, 50 where they run side by side (docs/simulation.md)",
+    )
+    run.add_argument(
+        "--final_episodes", type=int, help="of the final evaluation; default --eval_episodes if given, else 100"
     )
     run.add_argument(
         "--stop_at",
@@ -100,10 +116,17 @@ def choose_for_device(args: argparse.Namespace, **choices: tuple[int, int]) -> N
         print(f"on a CPU, so that the run ends in reasonable time: {', '.join(texts)}")
 
 
-def eval_episodes(args: argparse.Namespace, final: bool = False) -> int:
-    """Episodes of an evaluation during training or of the final one."""
-    during = 50 if build.env_id(args.env) == build.BUILT_IN_ENV else 20
-    return args.eval_episodes or (100 if final else during)
+def choose_eval_episodes(args: argparse.Namespace, task: Any) -> None:
+    """Fill in --eval_episodes and --final_episodes; `task`: the environment, its class, or None (not known)."""
+    if args.final_episodes is None:
+        args.final_episodes = args.eval_episodes or 100
+    if args.eval_episodes is None:
+        args.eval_episodes = 50 if build.eval_copies(task) > 1 else 20
+
+
+def fixed_settings(args: argparse.Namespace, may_change: Iterable[str] = ()) -> dict[str, Any]:
+    """The options by name in which a resumed run must agree to go on bit for bit: all that may not change."""
+    return {name: value for name, value in vars(args).items() if name not in (*MAY_CHANGE, *may_change)}
 
 
 def check_shared(args: argparse.Namespace, parser: Parser) -> None:
@@ -114,6 +137,7 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
         args,
         {
             "eval_episodes": (args.eval_episodes is None or args.eval_episodes >= 1, "1 or more"),
+            "final_episodes": (args.final_episodes is None or args.final_episodes >= 1, "1 or more"),
             "lr": (0 < args.lr < 1, "a learning rate between 0 and 1"),
             "discount": (0 < args.discount <= 1, "a factor above 0 and up to 1"),
             "stop_at": (0 <= args.stop_at <= 1, "a success rate from 0 to 1"),

@@ -1,6 +1,7 @@
 """From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
 
 import ast
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns
@@ -22,9 +24,7 @@ from pytorch_serl.utils.files import load_checkpoint
 
 BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
 PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
-# short names that --env takes beside Gymnasium ids; these environments have a scripted expert
-ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}
-EVAL_ENVS = 10  # episodes of the built-in task that an evaluation runs at once
+ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}  # short names that --env takes beside Gymnasium ids
 OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
@@ -87,6 +87,18 @@ def all_solved(demos: Demos) -> bool:
     """Whether every episode ends in success, the only reward: none of them is better than another."""
     solved = sum(t["rewards"] == 1.0 for t in demos.transitions)
     return q_range(demos) is not None and solved == len(np.unique(demos.episode_ids))
+
+
+def check_judged(demos: Demos) -> str | None:
+    """A warning where the demos' rewards are not on the scale of a classifier's or a human's verdict, 0 and 1."""
+    rewards = np.array([t["rewards"] for t in demos.transitions])
+    if np.isin(rewards, (0.0, 1.0)).all():
+        return None
+    return (
+        f"WARNING: the demos' rewards go from {rewards.min():g} to {rewards.max():g}, but what a classifier or a human "
+        "judges is rewarded with 1 at success and 0 else: one critic cannot learn two scales; set the demos' rewards "
+        "to 1 in the transition that reaches the goal and 0 else, or leave the verdict to the environment"
+    )
 
 
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
@@ -166,9 +178,42 @@ def env_id(name: str) -> str:
     return ENV_NAMES.get(name, name)
 
 
-def is_simulated(name: str) -> bool:
-    """Whether `--env` means one of this project's own environments, which can be made anywhere, as often as wanted."""
-    return env_id(name) in ENV_NAMES.values()
+def registered(name: str) -> type | None:
+    """The class that `--env` means, without making one; None where its package is not here, or says no class."""
+    package, _, own_id = env_id(name).rpartition(":")
+    try:
+        if package:
+            importlib.import_module(package)
+        entry_point = gym.spec(own_id).entry_point
+        task = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    except Exception:  # the package is the user's, and may be for the robots' machines alone
+        return None
+    return task if isinstance(task, type) else None
+
+
+def says(task: Any, name: str, default: Any) -> Any:
+    """What an environment says of itself, in an attribute or else in `metadata`.
+
+    Args:
+        task: the environment, wrapped or not, or its class; None says nothing.
+    """
+    task = task if task is None or isinstance(task, type) else task.unwrapped
+    return getattr(task, name, (getattr(task, "metadata", None) or {}).get(name, default))
+
+
+def is_simulated(task: Any) -> bool:
+    """Whether the environment says that it waits for whoever acts and can be made as often as wanted; see `says`."""
+    return bool(says(task, "simulated", False))
+
+
+def eval_copies(task: Any) -> int:
+    """How many episodes of an evaluation run at once: 1, or what a simulated environment says; see `says`."""
+    return max(1, int(says(task, "eval_copies", 1))) if is_simulated(task) else 1
+
+
+def has_expert(task: Any) -> bool:
+    """Whether the environment has a `scripted_expert(noise, seed)`; see `says`."""
+    return callable(says(task, "scripted_expert", None))
 
 
 def constructor_args(words: list[str]) -> dict[str, Any]:
@@ -204,17 +249,15 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
         raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def side_by_side(env: gym.Env, name: str, setup_mode: str) -> list[gym.Env]:
-    """The environment that `make_env` made, and of the built-in task more alike: an evaluation's episodes at once.
+def side_by_side(env: gym.Env, name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> list[gym.Env]:
+    """The environment that `make_env` made, and more alike up to its `eval_copies`: episodes at once.
 
     They have the first one's rate and limit, and are the caller's to close.
-
-    A CPU takes a third less for the frames of ten observations together.
     """
     envs = [env]
     try:
-        while len(envs) < EVAL_ENVS and env_id(name) == BUILT_IN_ENV:
-            envs.append(make_env(name, setup_mode))
+        while len(envs) < eval_copies(env):
+            envs.append(make_env(name, setup_mode, settings))
             for robot, like in zip(robots_in(envs[-1]), robots_in(env)):
                 robot.control_hz, robot.limit = like.control_hz, like.limit
     except BaseException:
@@ -223,15 +266,18 @@ def side_by_side(env: gym.Env, name: str, setup_mode: str) -> list[gym.Env]:
     return envs
 
 
-def add_human(env: gym.Env, human: str, seed: int) -> gym.Env:
-    """The environment for training: with the human beside it, or as it is where it has a human of its own."""
+def add_human(env: gym.Env, human: str, seed: int, **scripted: Any) -> gym.Env:
+    """The environment for training: with the human beside it, or as it is where it has a human of its own.
+
+    `scripted`: further arguments of `ScriptedHuman`.
+    """
     if human == "env":
         return env
     if human != "scripted":
         return env.steered()
     from pytorch_serl.envs.human.scripted import ScriptedHuman
 
-    return ScriptedHuman(env, seed=seed)
+    return ScriptedHuman(env, seed=seed, **scripted)
 
 
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:

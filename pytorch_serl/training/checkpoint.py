@@ -108,8 +108,8 @@ class RunCheckpoint:
         path, own = self.path / LAST, self.identity
         if saved["script"] != own["script"]:
             raise ValueError(f"{path} was written by {saved['script']}, this is {own['script']}")
-        names = own["settings"].keys() | saved["settings"].keys()
-        pairs = {name: (saved["settings"].get(name), own["settings"].get(name)) for name in sorted(names)}
+        names = own["settings"].keys() & saved["settings"].keys()  # another version may know others besides
+        pairs = {name: (saved["settings"][name], own["settings"][name]) for name in sorted(names)}
         changed = [f"--{name} was {then}, is {now}" for name, (then, now) in pairs.items() if then != now]
         if changed:
             raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")

@@ -15,7 +15,7 @@ from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.training.limits import Limits, Moment, limits_of
 from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.robot import guarded
-from pytorch_serl.training.run import save_json
+from pytorch_serl.training.run import save_json, uninterrupted
 from pytorch_serl.utils.files import atomic_write
 
 EVAL_SEED = 1_000_000_000  # evaluations during training are seeded from here, training episodes far below
@@ -83,7 +83,7 @@ class _Episode:
         """`recorded`: the cameras of which pictures are kept, if any; `limits`: of what the environment may give."""
         self.env, self.recorded, self.seed, self.limits = env, recorded, seed, limits
         self.total, self.steps, self.done, self.alone, self.solved = 0.0, 0, False, True, False
-        self.obs, _ = env.reset(seed=seed)
+        self.obs, _ = env.reset(seed=seed, options={"evaluation": True})  # nobody may help
         limits.observation(Moment(f"the evaluation seeded {seed}"), "observation", self.obs)
         self.frames: list[np.ndarray] = []
         self.every = 1  # steps from one picture to the next
@@ -128,34 +128,44 @@ def evaluate(
         argmax: the policy's mode, else samples.
         record_episodes: keep pictures of so many first episodes (all cameras side by side).
         screen: end after SCREEN_EPISODES episodes where fewer than this share of them succeeded.
-    Raises ContractError when the environment does not report success, and as `Robot` does.
+    Raises ContractError when the environment does not report success, and as `Robot` does. What ends it too early, an
+        interrupt included, carries what was seen until then: `evaluation`.
     """
     envs = [guarded(e) for e in (env if isinstance(env, list) else [env])]
     grippers, commands = getattr(agent, "num_grippers", 0), {-1: 0, 0: 0, 1: 0}
     finished, limits = [], limits_of(agent, envs[0])
-    with tqdm(total=episodes, desc="evaluating", unit="episode", mininterval=1, leave=False) as bar:
-        while (first := len(finished)) < episodes:
-            numbers = range(first, min(first + len(envs), episodes))
-            recorded = [agent.image_keys if n < record_episodes else [] for n in numbers]
-            group = [_Episode(e, seed + n, keys, limits) for e, n, keys in zip(envs, numbers, recorded)]
-            while running := [episode for episode in group if not episode.done]:
-                for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
-                    for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
-                        commands[int(command)] += 1
-                    episode.step(action)
-                bar.set_postfix(step=max(episode.steps for episode in group), refresh=False)
-                bar.update(sum(episode.done for episode in running))
-            finished += group
-            screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
-            if first < SCREEN_EPISODES <= len(finished) and screened < screen * SCREEN_EPISODES:
-                break
+    try:
+        with tqdm(total=episodes, desc="evaluating", unit="episode", mininterval=1, leave=False) as bar:
+            while (first := len(finished)) < episodes:
+                numbers = range(first, min(first + len(envs), episodes))
+                recorded = [agent.image_keys if n < record_episodes else [] for n in numbers]
+                group = [_Episode(e, seed + n, keys, limits) for e, n, keys in zip(envs, numbers, recorded)]
+                while running := [episode for episode in group if not episode.done]:
+                    for episode, action in zip(running, _actions(agent, [episode.obs for episode in running], argmax)):
+                        for command in action.reshape(grippers, -1)[:, -1] if grippers else ():
+                            commands[int(command)] += 1
+                        episode.step(action)
+                    bar.set_postfix(step=max(episode.steps for episode in group), refresh=False)
+                    bar.update(sum(episode.done for episode in running))
+                finished += group
+                screened = sum(episode.solved for episode in finished[:SCREEN_EPISODES])
+                if first < SCREEN_EPISODES <= len(finished) and screened < screen * SCREEN_EPISODES:
+                    break
+    except BaseException as stop:
+        # of episodes side by side those that are over first are the solved ones: only whole groups count
+        stop.evaluation = _summary(finished, commands if grippers else {})
+        raise
+    return _summary(finished, commands if grippers else {})
+
+
+def _summary(finished: list[_Episode], commands: dict[int, int]) -> Evaluation:
     solved = [episode.steps for episode in finished if episode.solved]
     return Evaluation(
         len(solved),
         len(finished),
         solved,
         [episode.total for episode in finished],
-        commands if grippers else {},
+        commands,
         sum(not episode.alone for episode in finished),
         [frame for episode in finished for frame in episode.frames],
     )
@@ -271,25 +281,42 @@ def report_evaluation(
 ) -> dict[str, Evaluation]:
     """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif.
 
+    One that is interrupted, or ended by an error, leaves the episodes that ran until then.
     `run`, if given, does what `evaluate` does, elsewhere.
     """
     results, run = {}, run or evaluate
-    for name, argmax in (("deterministic", True), ("sampled", False)):
-        results[name] = run(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
-        print(f"{name:>13}: {results[name]}", flush=True)
+    try:
+        for name, argmax in (("deterministic", True), ("sampled", False)):
+            results[name] = run(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
+            print(f"{name:>13}: {results[name]}", flush=True)
+    except BaseException as stop:
+        seen = getattr(stop, "evaluation", None)
+        if seen is not None and seen.episodes:
+            results[name] = seen
+            print(f"{name:>13}, ended after {seen.episodes} of {episodes} episodes: {seen}", flush=True)
+        if save_dir is not None and results:
+            with uninterrupted():
+                save_evaluation(results, episodes, seed, save_dir)
+        raise
     if save_dir is not None:
-        figures = {
-            name: {
-                "successes": r.successes,
-                "episodes": r.episodes,
-                "seed": seed,
-                "gripper_commands": r.gripper_commands,
-                "wilson_95": wilson_interval(r.successes, r.episodes),
-                "mean_steps_to_success": float(np.mean(r.steps_to_success)) if r.steps_to_success else None,
-            }
-            for name, r in results.items()
-        }
-        save_json(save_dir / "evaluation.json", figures)
-        save_animation(save_dir / "evaluation.gif", results["deterministic"].frames)
-        print(f"wrote {save_dir / 'evaluation.json'} and {save_dir / 'evaluation.gif'}")
+        save_evaluation(results, episodes, seed, save_dir)
     return results
+
+
+def save_evaluation(results: dict[str, Evaluation], wanted: int, seed: int, save_dir: Path) -> None:
+    """Write evaluation.json, where an evaluation of fewer than the `wanted` episodes says so, and evaluation.gif."""
+    figures = {
+        name: {
+            "successes": r.successes,
+            "episodes": r.episodes,
+            "seed": seed,
+            "gripper_commands": r.gripper_commands,
+            "wilson_95": wilson_interval(r.successes, r.episodes),
+            "mean_steps_to_success": float(np.mean(r.steps_to_success)) if r.steps_to_success else None,
+            **({"wanted_episodes": wanted} if r.episodes < wanted else {}),
+        }
+        for name, r in results.items()
+    }
+    save_json(save_dir / "evaluation.json", figures)
+    save_animation(save_dir / "evaluation.gif", results["deterministic"].frames)
+    print(f"wrote {save_dir / 'evaluation.json'} and {save_dir / 'evaluation.gif'}", flush=True)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 
@@ -27,6 +28,27 @@ def add_human_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--axis_scale", type=float, default=1.0, help="factor on a space mouse's way")
 
 
+def add_scripted_arguments(group: argparse._ArgumentGroup) -> None:
+    """When the scripted human takes over, for how long, and how exactly he acts."""
+    group.add_argument(
+        "--patience", type=int, default=4, help="steps without progress before the scripted human takes over"
+    )
+    group.add_argument(
+        "--burst",
+        type=int,
+        nargs=2,
+        default=[8, 12],
+        metavar=("SHORTEST", "LONGEST"),
+        help="steps that he acts before he hands back",
+    )
+    group.add_argument("--human_noise", type=float, default=0.1, help="on his actions, a standard deviation")
+
+
+def scripted_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_scripted_arguments` as `ScriptedHuman` takes them."""
+    return {"patience": args.patience, "burst": tuple(args.burst), "noise": args.human_noise}
+
+
 def check_human(args: argparse.Namespace, parser) -> None:
     """Refuse a name that means nobody, and numbers that cannot be meant."""
     if args.human is not None and args.human not in (*DEVICES, *OTHERS) and ":" not in args.human:
@@ -36,6 +58,12 @@ def check_human(args: argparse.Namespace, parser) -> None:
         "axis_signs": (set(args.axis_signs) <= {-1, 1}, "six times 1 or -1"),
         "axis_scale": (args.axis_scale > 0, "a factor above 0"),
     }
+    if "burst" in args:
+        limits |= {
+            "patience": (args.patience >= 1, "1 step or more"),
+            "burst": (1 <= args.burst[0] <= args.burst[1], "two numbers of steps, the first not above the second"),
+            "human_noise": (args.human_noise >= 0, "0 or more"),
+        }
     parser.require(args, limits)
 
 

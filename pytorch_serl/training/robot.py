@@ -4,6 +4,7 @@ Training, evaluations, Ray's robots and train_offline.py all act through `Robot`
 environment, below the classifier and the human: whoever sends a command, these promises hold.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from pytorch_serl.data.oddities import start_oddity
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import ContractError
 
@@ -41,6 +43,7 @@ class Robot(gym.Wrapper):
         spaces = getattr(env.observation_space, "spaces", {})
         self.cameras = {k: s for k, s in spaces.items() if len(s.shape or ()) == 3 and s.dtype == np.uint8}
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
+        self.took = 0.0  # seconds of the environment's last step, without what was waited for its rate
 
     def reset(self, **options):
         result = self.env.reset(**options)
@@ -48,13 +51,15 @@ class Robot(gym.Wrapper):
             raise ContractError(f"reset() returned {_show(result)}; wanted two values: observation, info (a dict)")
         self.pace, self.steps = Pace(self.control_hz), 0
         self.pace.observed()
-        obs = self._checked(result[0])
+        obs = self._checked(result[0], "at its reset")
         self.watch.reset(obs, self.cameras)
         return obs, dict(result[1])
 
     def step(self, action):
         self.pace.keep()
+        before = time.monotonic()
         result = self.env.step(np.array(action))  # a copy: what is stored is what was commanded
+        self.took = time.monotonic() - before
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise ContractError(
                 f"step() returned {_show(result)}; wanted five values: observation, reward, terminated, truncated, "
@@ -62,9 +67,10 @@ class Robot(gym.Wrapper):
             )
         obs, reward, terminated, truncated, info = result
         self.pace.observed()
-        obs, self.steps = self._checked(obs), self.steps + 1
+        obs, self.steps = self._checked(obs, f"step {self.steps} of the episode"), self.steps + 1
         self.watch.step(obs, self.cameras, info.get("intervene_action", action))
-        truncated = truncated or (self.limit is not None and self.steps >= self.limit and not terminated)
+        if self.limit is not None and self.steps >= self.limit and not (np.size(terminated) == 1 and terminated):
+            truncated = True
         return obs, reward, terminated, truncated, dict(info)
 
     def close(self):
@@ -77,17 +83,18 @@ class Robot(gym.Wrapper):
         except Exception as error:  # the package is the user's: anything can be wrong in it
             print(f"WARNING: the environment's close() failed: {type(error).__name__}: {error}", flush=True)
 
-    def probe(self, verdict: bool) -> None:
+    def probe(self, verdict: bool) -> dict[str, Any]:
         """Reset once and hold still for one step, to find before any learning what the contract excludes.
 
         Holding still is the action of zeros; the episode is not used.
 
         Args:
             verdict: `info["succeed"]` is wanted.
+        Returns: the observation after the reset.
         Raises ContractError with what to return instead.
         """
         try:
-            self.reset(seed=PROBE_SEED)
+            obs, _ = self.reset(seed=PROBE_SEED)
             *_, info = self.step(np.zeros(self.action_space.shape, self.action_space.dtype))
         except ContractError:
             raise
@@ -107,20 +114,31 @@ class Robot(gym.Wrapper):
                 "the info of every step, or give train_hybrid.py a classifier (--reward classifier --classifier_ckpt "
                 "...)"
             )
+        return obs
 
-    def _checked(self, obs: Any) -> Any:
-        """The observation with its arrays copied. Raises ContractError, naming the camera."""
+    def _checked(self, obs: Any, moment: str) -> Any:
+        """The observation with its arrays copied. Raises ContractError, naming the moment and the camera."""
         if not isinstance(obs, dict):
             return obs
+        obs = {key: self._copied(key, value, moment) for key, value in obs.items()}
         for key, space in self.cameras.items():
-            frame = np.asarray(obs[key]) if key in obs else None
+            frame = obs.get(key)
             if frame is None or frame.shape != space.shape or frame.dtype != space.dtype:
                 got = f"no frame (the observation has {sorted(map(str, obs))})" if frame is None else _show(frame)
                 raise ContractError(
-                    f"camera {key!r} gave {got}; its space says {space.dtype} {space.shape}: the camera's settings "
-                    "have changed, or the environment must crop, resize or convert as it does otherwise"
+                    f"the environment, {moment}: camera {key!r} gave {got}; its space says {space.dtype} "
+                    f"{space.shape}: the camera's settings have changed, or the environment must crop, resize or "
+                    "convert as it does otherwise"
                 )
-        return {key: np.array(value) for key, value in obs.items()}
+        return obs
+
+    def _copied(self, key: str, value: Any, moment: str) -> np.ndarray:
+        try:
+            return np.array(value)
+        except (ValueError, TypeError) as error:  # lists of several lengths, a tensor of a GPU
+            raise ContractError(
+                f"the environment, {moment}: observation[{key!r}]: got {_show(value)}, wanted one numpy array ({error})"
+            ) from None
 
 
 class CameraWatch:
@@ -139,7 +157,11 @@ class CameraWatch:
         self._look(obs, cameras, moves=False)
 
     def step(self, obs: Any, cameras: Iterable[str], action: Any) -> None:
-        self._look(obs, cameras, moves=bool((np.abs(action) > MOVES).any()))
+        try:
+            moves = bool((np.abs(np.asarray(action, float)) > MOVES).any())
+        except (ValueError, TypeError):  # a correction that is none: who records it says what is wrong
+            moves = False
+        self._look(obs, cameras, moves)
 
     def _look(self, obs, cameras, moves):
         if not isinstance(obs, dict):
@@ -210,7 +232,13 @@ def time_limit(env: gym.Env) -> int | None:
 
 
 def prepare(
-    env: Any, name: str, longest_demo: int, control_hz: float | None, verdict: bool, max_steps: int | None = None
+    env: Any,
+    name: str,
+    longest_demo: int,
+    control_hz: float | None,
+    verdict: bool,
+    max_steps: int | None = None,
+    starts: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Make an environment that was made for a run ready: its rate, its time limit, and a first reset and step.
 
@@ -219,6 +247,7 @@ def prepare(
 
     Args:
         verdict: `info["succeed"]` is wanted.
+        starts: where episodes begin in the demos (`start_bounds`); a first state outside is a warning.
     Raises ContractError, naming the environment, as `Robot.probe` does.
     """
     for robot in robots_in(env):
@@ -233,9 +262,12 @@ def prepare(
                 flush=True,
             )
         try:
-            robot.probe(verdict)
+            obs = robot.probe(verdict)
         except ContractError as error:
             raise ContractError(f"--env {name}: {error}") from error.__cause__
+        text = start_oddity(starts, np.asarray(obs["state"])) if starts is not None and "state" in obs else None
+        if text:
+            print(f"WARNING: --env {name}: {text}", flush=True)
 
 
 def _show(value: Any) -> str:

@@ -9,17 +9,13 @@ The scene, the physics, the controller and the rule of success are gym-hil 0.1.1
 and the demos is in this file, too.
 """
 
-import atexit
-import os
-import sys
-import weakref
-from contextlib import suppress
 from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 
 from pytorch_serl.envs.expert import CRUISE, Expert
+from pytorch_serl.envs.simulators.mujoco import Cameras, check_pictures, clear_errors, import_mujoco, place_camera
 
 STEP = 0.025  # m per unit of action and step, as gym-hil's own end-effector wrapper has it
 CONTROL_DT = 0.1  # s per step, gym-hil's default
@@ -34,10 +30,6 @@ CAMERAS = {  # key: gym-hil's camera; position, point looked at and upward direc
     "image": ("front", (1.3, 0.0, 0.7), (0.42, 0.0, 0.07), (0, 0, 1), 22),
     "wrist": ("handcam_rgb", (0.08, 0.0, -0.02), (0.055, 0.0, 0.2), (-1, 0, 0), 88),
 }
-INSTALL_GL = (
-    "MuJoCo needs OpenGL: on Debian `apt install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri`; without a display "
-    "MUJOCO_GL=egl has to be set before mujoco is imported for the first time"
-)
 
 
 class PandaPickCubeEnv(gym.Env):
@@ -68,7 +60,7 @@ class PandaPickCubeEnv(gym.Env):
         RuntimeError: there is no OpenGL, or its pictures are blank or frozen.
     """
 
-    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10, "simulated": True}
     setup_mode = "single-arm-learned-gripper"
     image_keys: ClassVar[list[str]] = list(CAMERAS)
 
@@ -83,9 +75,7 @@ class PandaPickCubeEnv(gym.Env):
         self.observation_space = gym.spaces.Dict({**dict.fromkeys(CAMERAS, picture), "state": state})
         self.action_space = gym.spaces.Box(-1, 1, (7,), np.float32)
 
-        self._mujoco, self._sim, self._renderer = _start_simulator(image_size)
-        self._free = weakref.finalize(self, self._renderer.close)
-        atexit.register(self._free)  # finalize alone would come after the end of OpenGL
+        self._mujoco, self._sim, self._cameras = _start_simulator(image_size)
         self._model, self._data = self._sim.model, self._sim.data
         self._cube = self._model.geom("block").id
         self._pads = [[self._model.geom(name).id for name in side] for side in FINGER_PADS]
@@ -120,7 +110,7 @@ class PandaPickCubeEnv(gym.Env):
 
     def close(self):
         """Frees the renderer and its OpenGL context."""
-        self._free()
+        self._cameras.close()
 
     def privileged_state(self):
         """What no policy may see: the truth, for the expert and for tests.
@@ -176,58 +166,30 @@ class PandaPickCubeEnv(gym.Env):
         return np.clip(state, -STATE_MAX, STATE_MAX).astype(np.float32)
 
     def _picture(self, key):
-        self._renderer.update_scene(self._data, camera=CAMERAS[key][0])
-        return self._renderer.render()
+        return self._cameras.picture(key)
 
     def _check_cameras(self):
-        """Both cameras must see a cube that moved: rendering can fail without a word."""
-        before, after = [], []
-        for pictures, xy in ((before, (0.4, -0.05)), (after, (0.4, 0.05))):
-            self._place_cube(xy)
-            pictures += [self._picture(key) for key in CAMERAS]
-        for key, first, second in zip(CAMERAS, before, after):
-            if np.ptp(first) < 30:
-                self.close()
-                raise RuntimeError(f"camera {key!r} is blank (all pixels about {int(first.mean())}). {INSTALL_GL}")
-            if (np.abs(first.astype(int) - second).max(-1) > 30).mean() < 0.001:
-                self.close()
-                raise RuntimeError(f"camera {key!r} is frozen: the cube moved, its picture did not. {INSTALL_GL}")
+        """Both cameras must see a cube that moved."""
+        self._place_cube((0.4, -0.05))
+        try:
+            check_pictures(self._picture, self.image_keys, lambda: self._place_cube((0.4, 0.05)))
+        except RuntimeError:
+            self.close()
+            raise
 
 
 def _start_simulator(image_size):
-    """The mujoco module, gym-hil's environment, and a renderer of our cameras that is as fast as it can be."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    with suppress(ImportError):  # PyTorch's compiler: loaded after Mesa, which has another LLVM, it would crash
-        import triton  # noqa: F401
-    try:
-        import mujoco
+    """The mujoco module, gym-hil's environment, and our cameras in it."""
+    with clear_errors():
+        mujoco = import_mujoco()
         from gym_hil.envs import PandaPickCubeGymEnv
 
         sim = PandaPickCubeGymEnv(control_dt=CONTROL_DT)
         sim.close()  # its renderer: slow, and of other cameras
-        model = sim.model
         for camera in CAMERAS.values():
-            _place_camera(mujoco, model, *camera)
-        model.vis.global_.offwidth = model.vis.global_.offheight = image_size
-        model.vis.quality.offsamples = 0  # multisampling and shadows take 10 times as long as all the rest, on a CPU
-        renderer = mujoco.Renderer(model, image_size, image_size)
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-    except ModuleNotFoundError as error:
-        raise ImportError(f"no module {error.name!r}: pip install -r requirements/sim.txt") from error
-    except Exception as error:  # OpenGL fails in many ways, some already on import
-        raise RuntimeError(f"{type(error).__name__}: {error}. {INSTALL_GL}") from error
-    return mujoco, sim, renderer
-
-
-def _place_camera(mujoco, model, name, position, looked_at, up, fovy):
-    """Moves and turns a camera within its body and sets its vertical field of view in degrees."""
-    camera = model.camera(name)
-    back = np.subtract(position, looked_at)
-    right = np.cross(up, back)
-    axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, np.cross(back, right), back)], axis=1)
-    mujoco.mju_mat2Quat(model.cam_quat[camera.id], axes.ravel())
-    model.cam_pos[camera.id], model.cam_fovy[camera.id] = position, fovy
+            place_camera(sim.model, *camera)
+        names = {key: camera[0] for key, camera in CAMERAS.items()}
+        return mujoco, sim, Cameras(sim.model, sim.data, names, image_size)
 
 
 HOVER = 0.07  # m, where the expert lines up

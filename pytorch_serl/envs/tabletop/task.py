@@ -72,7 +72,8 @@ class TabletopEnv(gym.Env):
         render_mode: None or 'rgb_array' (all cameras side by side).
     """
 
-    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10, "simulated": True}
+    eval_copies = 10  # a CPU takes a third less for the frames of ten observations together
 
     def __init__(
         self,

@@ -1,0 +1,307 @@
+"""Environments that nobody here wrote: what they say of themselves, their experts, evaluations, their arguments."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import record_demos
+import train_hybrid
+import train_offline
+from pytorch_serl.data.demos import read_demos
+from pytorch_serl.envs.human.scripted import ScriptedHuman, check_expert
+from pytorch_serl.training import build
+from pytorch_serl.training.arguments import MAY_CHANGE
+from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, report_evaluation
+from pytorch_serl.utils.files import load_checkpoint
+from tests.expert_env import ExpertEnv, Simulated
+from tests.runs import FIXED, command, content, make_demos, record, refused
+
+pytestmark = pytest.mark.usefixtures("empty_home")
+SIMULATED, EXPERT = "tests.expert_env:Simulated-v0", "tests.expert_env:Expert-v0"
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    ExpertEnv.made, ExpertEnv.resets = 0, []
+
+
+def words(demos, out, **changes):
+    options = {
+        "demo_paths": demos,
+        "image_keys": "image",
+        "setup_mode": FIXED,
+        "env": SIMULATED,
+        "save_dir": out,
+        "device": "cpu",
+        "batch_size": 4,
+        "views": 1,
+        "pretrain_steps": 1,
+        "training_starts": 100,
+        "max_steps": 13,
+        "eval_every": 100,
+        "buffer_capacity": 100,
+        "eval_episodes": 1,
+    }
+    return command(options | changes)
+
+
+def settings(out):
+    return json.loads((out / "settings.json").read_text())
+
+
+# ---------------------------------------------------------------- what an environment says
+
+
+@pytest.mark.parametrize(
+    ("options", "simulated", "copies", "expert"),
+    [
+        ({"id": "tests.expert_env:Simulated-v0"}, True, 3, True),
+        ({"id": "tests.expert_env:Factory-v0"}, True, 3, True),
+        ({"id": "tests.expert_env:Simulated-v0", "simulated": False}, False, 1, True),  # the attribute prevails
+        ({"id": "tests.expert_env:Expert-v0", "simulated": True}, True, 1, True),
+        ({"id": "tests.expert_env:Expert-v0", "simulated": True, "eval_copies": 2}, True, 2, True),
+        ({"id": "tests.expert_env:Expert-v0", "eval_copies": 2}, False, 1, True),
+        ({"id": "tests.expert_env:Expert-v0", "expert": False}, False, 1, False),
+        ({"id": "tests.tiny_env:Tiny-v0"}, False, 1, False),
+    ],
+)
+def test_what_an_environment_says_of_itself(options, simulated, copies, expert):
+    env = gym.make(**options)
+    assert (build.is_simulated(env), build.eval_copies(env), build.has_expert(env)) == (simulated, copies, expert)
+
+
+def test_a_registered_class_says_it_unmade():
+    assert build.registered(SIMULATED) is Simulated and ExpertEnv.made == 0
+    assert build.is_simulated(build.registered("built-in")) and build.eval_copies(build.registered("built-in")) == 10
+    panda = build.registered("panda")
+    assert build.is_simulated(panda) and build.eval_copies(panda) == 1 and build.has_expert(panda)
+    for unknown in ("tests.expert_env:Factory-v0", "no_such_package:Task-v0", "NoSuchTask-v0"):
+        assert build.registered(unknown) is None and not build.is_simulated(None) and not build.has_expert(None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, ("scripted", "inline", False, True)),
+        ({"control_hz": 1000}, ("scripted", "process", False, True)),
+        ({"human": "env"}, ("env", "inline", True, True)),
+        ({"env_args": ["simulated=False"]}, ("env", "process", True, False)),
+        ({"env": EXPERT}, ("env", "process", True, False)),
+        ({"env": EXPERT, "human": "scripted"}, ("scripted", "process", False, False)),
+        (
+            {"env": "tests.expert_env:Expert-v0", "env_args": ["simulated=True", "expert=False"]},
+            ("env", "inline", True, True),
+        ),
+    ],
+)
+def test_defaults_follow_from_the_environment(changes, chosen, demos, tmp_path):
+    args = train_hybrid.parse_args(words(demos, tmp_path, **changes))
+    env = train_hybrid.make_env(args, read_demos(demos, ["image"], FIXED))
+    assert (args.human, args.learner, args.imitate_successes, args.simulated) == chosen
+    assert ExpertEnv.made == 1  # a robot is there only once
+    env.close()
+
+
+def test_a_human_without_an_expert_is_refused(demos, tmp_path, capsys):
+    line = words(demos, tmp_path, env_args=["expert=False"], env="tests.expert_env:Expert-v0", human="scripted")
+    refused(train_hybrid, capsys, "--human scripted needs an environment with a scripted_expert", line)
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_recorded_corrected_and_evaluated(tmp_path, capsys):
+    """From demos by its expert to an evaluation, in an environment that no file here names."""
+    demos = record(FIXED, tmp_path / "data", env=SIMULATED, num_demos=5, num_classifier_episodes=0)
+    assert f"--env {SIMULATED}" in capsys.readouterr().out
+    ExpertEnv.made = 0
+    out = tmp_path / "run"
+    train_hybrid.main(words(demos, out, patience=1, burst=[6, 6], human_noise=0, final_episodes=4))
+    said = capsys.readouterr().out
+    assert ExpertEnv.made == 3 and "begins where no demo begins" not in said
+    chosen = settings(out)
+    assert (chosen["human"], chosen["learner"], chosen["simulated"]) == ("scripted", "inline", True)
+    corrections = load_checkpoint(next(out.glob("buffer_demo_*.pt")))["counters"][0]
+    assert corrections >= 0 and content(out)["progress"]["recent"][0]
+    evaluations = [options for seed, options in ExpertEnv.resets if seed >= EVAL_SEED]
+    others = [options for seed, options in ExpertEnv.resets if seed < EVAL_SEED]
+    assert evaluations and others and all(options == {"evaluation": True} for options in evaluations)
+    assert not any((options or {}).get("evaluation") for options in others)
+    final = json.loads((out / "evaluation.json").read_text())
+    assert final["deterministic"]["episodes"] == final["sampled"]["episodes"] == 4
+
+    capsys.readouterr(), ExpertEnv.resets.clear()
+    train_offline.main(
+        command(
+            {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": tmp_path / "off", "views": 1}
+            | {"env": SIMULATED, "env_args": "offset=9.0", "max_steps": 1, "batch_size": 4, "device": "cpu"}
+            | {"eval_episodes": 2, "final_episodes": 3}
+        )
+    )
+    said = capsys.readouterr().out
+    assert f"WARNING: --env {SIMULATED}: the environment begins where no demo begins: state[0] = 9.2" in said
+    assert {seed for seed, options in ExpertEnv.resets if options} == {
+        *(EVAL_SEED + n for n in range(2)),
+        *(FINAL_SEED + n for n in range(3)),
+    }
+
+
+def test_the_human_of_the_options(demos, tmp_path):
+    args = train_hybrid.parse_args(words(demos, tmp_path, patience=2, burst=[3, 3], human_noise=0))
+    human = build.add_human(gym.make(SIMULATED), "scripted", 0, **train_hybrid.scripted_settings(args))
+    human.reset(seed=1)
+    helped = ["intervene_action" in human.step(np.zeros(6, np.float32))[4] for _ in range(7)]
+    assert helped == [False, False, True, True, True, False, False]
+    human.reset(seed=1, options={"evaluation": True})
+    assert not any("intervene_action" in human.step(np.zeros(6, np.float32))[4] for _ in range(12))
+
+
+def test_an_expert_is_seeded_by_its_protocol():
+    def actions(seed):
+        human = ScriptedHuman(gym.make(SIMULATED), patience=0, noise=0.5)
+        human.reset(seed=seed)
+        return [human.step(np.zeros(6, np.float32))[4]["intervene_action"] for _ in range(3)]
+
+    assert np.array_equal(actions(1), actions(1)) and not np.array_equal(actions(1), actions(2))
+
+
+BAD = {
+    "word": ({"env_args": ["offset"]}, "--env_args: got 'offset', wanted KEY=VALUE"),
+    "argument": ({"env_args": ["colour=red"]}, "cannot be made: TypeError"),
+    "patience": ({"patience": 0}, "--patience is 0; wanted 1 step or more"),
+    "burst": ({"burst": [5, 3]}, "--burst is [5, 3]; wanted two numbers of steps"),
+    "noise": ({"human_noise": -1}, "--human_noise is -1.0; wanted 0 or more"),
+    "final": ({"final_episodes": 0}, "--final_episodes is 0; wanted 1 or more"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_one_line(name, demos, tmp_path, capsys):
+    changes, message = BAD[name]
+    refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **changes))
+
+
+def test_options_of_an_environment_need_one(demos, tmp_path, capsys):
+    offline = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": tmp_path / "run"}
+    for option, value in (("final_episodes", 3), ("env_args", "a=1")):
+        line = command(offline | {option: value})
+        refused(train_offline, capsys, f"--{option} needs an environment; give --env as well", line)
+
+
+# ---------------------------------------------------------------- the expert alone
+
+
+def test_an_expert_that_would_be_interrupted_is_told():
+    good = check_expert(gym.make(SIMULATED), episodes=3)
+    assert good.steps_to_success == [4, 4, 4] and not good.interruptions
+    assert "solved 3 of 3 episodes in 4.0 steps; the scripted human would not have interrupted him" in str(good)
+    bad = check_expert(gym.make("tests.expert_env:Stalling-v0"), episodes=3, seed=7)
+    assert bad.interruptions == {7: [4], 8: [4], 9: [4]} and bad.longest_stall == 8
+    assert "WARNING" in str(bad) and "interrupted him 3 times, in 3 episodes (first: seed 7, step 4)" in str(bad)
+    assert "--patience 9" in str(bad)
+    assert not check_expert(gym.make("tests.expert_env:Stalling-v0"), 3, patience=9).interruptions
+
+
+@pytest.mark.parametrize(("env", "said"), [(SIMULATED, True), ("tests.expert_env:Expert-v0", False)])
+def test_check_lets_a_simulated_expert_act(env, said, tmp_path, capsys):
+    """No robot moves by script unless that is asked for."""
+    line = {"env": env, "setup_mode": FIXED, "output_dir": tmp_path, "check": True}
+    record_demos.main(command(line))
+    assert ("the expert alone solved 10 of 10 episodes" in capsys.readouterr().out) == said
+    record_demos.main(command(line | {"human": "scripted"}))
+    assert "the expert alone solved 10 of 10 episodes" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- resume, and an evaluation cut off
+
+
+def test_a_checkpoint_of_before_these_options_goes_on(demos, tmp_path, capsys):
+    train_hybrid.main(words(demos, tmp_path, max_steps=1))
+    saved = content(tmp_path)
+    for name in ("patience", "burst", "human_noise", "env_args"):
+        del saved["identity"]["settings"][name]
+    torch.save(saved, tmp_path / "last.pt")
+    train_hybrid.main(words(demos, tmp_path, max_steps=2, resume=True))
+    assert content(tmp_path)["step"] == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train_hybrid.main(words(demos, tmp_path, max_steps=3, resume=True, patience=9))
+    assert "--patience was 4, is 9" in capsys.readouterr().err
+
+
+def test_what_is_fixed_follows_from_the_options(demos, tmp_path):
+    """All of an earlier version's are among them, and no name in MAY_CHANGE is of no option."""
+    before = (
+        "image_keys setup_mode env human reward success_frames success_state batch_size lr discount cta_ratio "
+        "cycles_per_step pretrain_steps clone_steps clone_weight training_starts random_steps imitate_successes "
+        "buffer_capacity views train_backbone seed"
+    ).split()
+    args = train_hybrid.parse_args(words(demos, tmp_path))
+    fixed = train_hybrid.fixed_settings(args)
+    assert set(fixed) == {*before, "env_args", "patience", "burst", "human_noise"}
+    assert set(MAY_CHANGE) <= {*vars(args), "simulated"}
+    offline = train_offline.parse_args(["--demo_paths", "x", "--image_keys", "image", "--setup_mode", FIXED])
+    before = "algo image_keys setup_mode env batch_size lr discount views train_backbone val_fraction seed".split()
+    assert set(train_offline.fixed_settings(offline, ("patience",))) == {*before, "env_args"}
+
+
+class Ending(gym.Wrapper):
+    """Its n-th evaluation episode is cut off."""
+
+    count = 0
+
+    def reset(self, **options):
+        self.count += 1
+        if self.count == 4:
+            raise self.how("cut off")
+        return super().reset(**options)
+
+
+class Pusher:
+    num_grippers, image_keys = 0, ["image"]
+
+    def sample_actions(self, obs, argmax):
+        return np.full(6, 0.9, np.float32)
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, ConnectionError])
+def test_an_evaluation_that_is_cut_off_leaves_what_it_has(how, tmp_path):
+    env = Ending(gym.make(SIMULATED))
+    env.how = how
+    with pytest.raises(how):
+        report_evaluation(Pusher(), env, 10, tmp_path)
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures.keys() == {"deterministic"}
+    assert (figures["deterministic"]["episodes"], figures["deterministic"]["successes"]) == (3, 3)
+    assert figures["deterministic"]["wanted_episodes"] == 10 and (tmp_path / "evaluation.gif").exists()
+    with pytest.raises(how):  # the second pass: of the first, all is there
+        env.count = 1
+        report_evaluation(Pusher(), env, 2, tmp_path)
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["deterministic"]["episodes"] == 2 and "wanted_episodes" not in figures["deterministic"]
+
+
+def test_of_episodes_side_by_side_only_whole_groups_count(tmp_path):
+    """Else those that are over first, the solved ones, would count more."""
+    envs = [Ending(gym.make(SIMULATED)) for _ in range(2)]
+    envs[1].how = KeyboardInterrupt
+    envs[0].count = -100
+    with pytest.raises(KeyboardInterrupt):
+        report_evaluation(Pusher(), envs, 10, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["deterministic"]["episodes"] == 6
+
+
+def test_demos_of_another_start_say_nothing_when_few(tmp_path):
+    from pytorch_serl.data.oddities import start_bounds, start_oddity
+
+    few = read_demos(make_demos(tmp_path / "few.pkl", episodes=4), ["image"], FIXED)
+    assert start_bounds(few) is None
+    demos = read_demos(make_demos(tmp_path / "demos.pkl", episodes=8), ["image"], FIXED)
+    bounds = start_bounds(demos)
+    first = [t["observations"]["state"] for t in demos.transitions[::4]]
+    assert all(start_oddity(bounds, state) is None for state in first)
+    text = start_oddity(bounds, first[0] + np.array([0, 30, 0], np.float32))
+    assert "state[1] = " in text and "state[0]" not in text and "state[2]" not in text
