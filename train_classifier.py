@@ -100,8 +100,8 @@ def parse_args(argv=None):
     back = parser.add_argument_group("backbone")
     back.add_argument(
         "--backbone",
-        help="ResNet-10 to start from: HIL-SERL's resnet10_params.pkl or a backbone.pt; None: "
-        "~/.serl/resnet10_params.pkl where it exists, else random",
+        help="ResNet-10 to start from: HIL-SERL's resnet10_params.pkl, a backbone.pt, or random (for comparisons); "
+        "None: ~/.serl/resnet10_params.pkl where it exists, else the shipped one (docs/backbone.md)",
     )
     back.add_argument("--download_backbone", action="store_true", help="fetch the published ResNet-10 first (21 MB)")
     back.add_argument(

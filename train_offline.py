@@ -216,7 +216,7 @@ class OfflineTraining:
             self.progress |= now
             log.log(step, figures)
             if better and self.env:
-                policy.save(self.save_dir / BEST)
+                policy.save_policy(self.save_dir / BEST)
             self.save(step)
             self.draw(log)
 
@@ -229,7 +229,7 @@ class OfflineTraining:
         self.progress["minutes"] = self.minutes()
         self.update.check()
         if not self.env:
-            self.agent.averaged().save(self.save_dir / BEST)
+            self.agent.averaged().save_policy(self.save_dir / BEST)
         return self.checkpoint.save(step, self.progress)
 
     def minutes(self):

@@ -13,6 +13,7 @@ import torch
 
 from pytorch_serl.data.safe_pickle import UnsafePickleError
 from pytorch_serl.hil_serl import names
+from pytorch_serl.networks import shipped
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training import backbone
 
@@ -64,9 +65,23 @@ def serve(content: bytes, length: int | None = None):
     return server, f"http://127.0.0.1:{server.server_port}/resnet10_params.pkl"
 
 
-def test_nothing_at_hand_is_random_and_says_what_to_do(tmp_path, home):
+def test_nothing_at_hand_is_the_shipped_one_and_says_why(tmp_path, home):
     resnet, line = backbone.find_backbone(own=tmp_path / "absent.pt")
-    assert resnet is None and "random, frozen" in line and str(home) in line and "WARNING" in line
+    assert shipped.is_shipped(resnet) and not resnet.training and not any(p.requires_grad for p in resnet.parameters())
+    assert line.startswith("backbone: the shipped one") and shipped.SHIPPED_SHA256[:12] in line and "\n" not in line
+    assert str(home) in line and str(tmp_path / "absent.pt") in line and "WARNING" not in line
+
+
+@pytest.mark.parametrize("there", ["nothing", "published", "own"])
+def test_random_only_when_asked_for_and_then_whatever_is_there(there, tmp_path, home, published):
+    own = tmp_path / "own.pt"
+    if there == "published":
+        home.parent.mkdir(parents=True)
+        home.write_bytes(published.read_bytes())
+    if there == "own":
+        backbone.save_backbone(own, ResNet10(), "own")
+    resnet, line = backbone.find_backbone("random", own=own, download=True)  # nothing is fetched for it either
+    assert resnet is None and "random, frozen" in line and "WARNING" in line
 
 
 def test_order_of_choice(tmp_path, home, published):

@@ -115,7 +115,7 @@ def test_script(tmp_path):
     for text in (
         "settings:",
         "2 episodes",
-        "backbone: random, frozen. WARNING",
+        "backbone: the shipped one, ",
         "target entropy -3.5",
         "take memory as they fill",
         "step 0: ",

@@ -93,7 +93,7 @@ def test_script(algo, demos, gripper_demos, tmp_path):
     read = read_demos(two.get("demo_paths", demos), two.get("image_keys", "image"), two.get("setup_mode", FIXED))
     agent = build.make_agent(
         read, lr=1e-3, discount=0.9, device=torch.device("cpu"), backbone=None, trainable=False
-    )  # another random backbone, which best.pt brings along
+    )  # a random backbone; best.pt names the shipped one
     agent.load(tmp_path / "run/best.pt")  # as train_hybrid.py --init_ckpt does
     last = content(tmp_path / "run")
     assert equal(agent.online.state_dict(), last["agent"]["modules"]["target"]) and last["step"] == (

@@ -10,6 +10,7 @@ from torch import nn
 
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
+from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
 Tensors = dict[str, torch.Tensor]
@@ -151,6 +152,21 @@ class PixelAgent:
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
         }
 
+    def policy_state_dict(self) -> dict[str, Any]:
+        """`state_dict()` of a policy to use or to start from, as small as it can be: no optimisers, the average only
+        once where it is the online network, and the backbone by its hash where it is the shipped one.
+        """
+        state = self.state_dict()
+        del state["optimizers"]
+        modules = state["modules"]
+        for name, average in (("online", "target"), ("actor", "average_actor")):
+            same = {k: v for k, v in modules[name].items() if k in modules[average]}
+            modules[average] |= {k: v for k, v in same.items() if torch.equal(v, modules[average][k])}
+        if self.backbone is not None and is_shipped(self.backbone):
+            del modules["backbone"]
+            state["backbone_sha256"] = SHIPPED_SHA256
+        return state
+
     def check_finite(self) -> None:
         """Raise FloatingPointError where a trained parameter is NaN or infinite, so that it is never saved."""
         for name in ("online", "actor", "temperature"):
@@ -159,16 +175,24 @@ class PixelAgent:
                     raise FloatingPointError(f"{name}.{tensor} holds NaN or infinity and is not saved; try a lower lr")
 
     def load_state_dict(self, state: dict[str, Any], source: str = "checkpoint") -> None:
-        """Take over a `state_dict()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
+        """Take over a `state_dict()` or `policy_state_dict()`; without optimisers in it, this agent's stay as they are.
+
+        Raises ValueError naming what does not fit, or the backbone that is named and not here; nothing is loaded in
+        part.
+        """
         if not self._well_formed(state):
             has = sorted(map(str, state))[:6] if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"{source}: not an agent checkpoint of this project (it has {has})")
+        if "backbone_sha256" in state:
+            backbone = named_state(state["backbone_sha256"], source)
+            state = state | {"modules": state["modules"] | {"backbone": backbone}}
         if misfits := self._misfits(state):
             raise ValueError(f"{source} does not fit this agent: " + "; ".join(misfits[:8]))
         self.backbone = copy.deepcopy(self.backbone)  # a classifier may share the one that was passed in
         for name in self.state_dict()["modules"]:
             load_into(getattr(self, name), state["modules"][name])
-        for name, optimizer in self.optimizers.items():
+        for name in state.get("optimizers", {}):
+            optimizer = self.optimizers[name]
             own = [{k: group[k] for k in ("lr", "fused")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
             for group, settings in zip(optimizer.param_groups, own):  # this run's and this device's, not the file's
@@ -188,7 +212,8 @@ class PixelAgent:
                 for k in sorted(ours.keys() | theirs.keys())
                 if ours.get(k) != theirs.get(k)
             ]
-        for name, optimizer in self.optimizers.items():
+        for name in state.get("optimizers", {}):
+            optimizer = self.optimizers[name]
             groups = optimizer.param_groups, state["optimizers"][name]["param_groups"]
             ours, theirs = ([len(group["params"]) for group in part] for part in groups)
             wrong += [f"its {name} optimiser has {theirs} parameters, here {ours}"] * (ours != theirs)
@@ -196,14 +221,16 @@ class PixelAgent:
 
     def _well_formed(self, state: Any) -> bool:
         """Whether `state` has the parts of a `state_dict()`, each of its kind."""
-        if not isinstance(state, dict) or not {"kind", "config", "modules", "optimizers"} <= set(state):
+        if not isinstance(state, dict) or not {"kind", "config", "modules"} <= set(state):
             return False
-        parts = [state["config"], state["modules"], state["optimizers"]]
-        if not all(isinstance(part, dict) for part in parts) or state["optimizers"].keys() != self.optimizers.keys():
+        optimizers = state.get("optimizers", dict.fromkeys(self.optimizers, {"state": {}, "param_groups": []}))
+        if not all(isinstance(part, dict) for part in (state["config"], state["modules"], optimizers)):
+            return False
+        if optimizers.keys() != self.optimizers.keys():
             return False
         tensors = [x for m in state["modules"].values() for x in (m.values() if isinstance(m, dict) else [m])]
         return all(isinstance(x, torch.Tensor) for x in tensors) and all(
-            isinstance(o, dict) and {"state", "param_groups"} <= o.keys() for o in state["optimizers"].values()
+            isinstance(o, dict) and {"state", "param_groups"} <= o.keys() for o in optimizers.values()
         )
 
     def save(self, path: str) -> None:
@@ -211,7 +238,15 @@ class PixelAgent:
         self.check_finite()
         save_checkpoint(path, self.state_dict())
 
+    def save_policy(self, path: str) -> None:
+        """Write `policy_state_dict()`, which `load` takes as well, to `path`, atomically; raises as `save` does."""
+        self.check_finite()
+        save_checkpoint(path, self.policy_state_dict())
+
     def load(self, path: str) -> None:
-        """Take over what `save` wrote. Raises ValueError for a file of another agent, naming what differs."""
+        """Take over what `save` or `save_policy` wrote.
+
+        Raises ValueError for a file of another agent, naming what differs.
+        """
         content = load_checkpoint(path, self.device)
         self.load_state_dict(content.get("agent", content), str(path))

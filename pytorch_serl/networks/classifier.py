@@ -18,6 +18,7 @@ from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
 from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
+from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.device import DEVICE
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
@@ -162,8 +163,11 @@ class RewardClassifier(nn.Module):
     # ---------------------------------------------------------------- saving
 
     def checkpoint(self) -> dict[str, Any]:
-        """What `save` writes: weights (the backbone once), settings, threshold, validation figures."""
-        return {
+        """What `save` writes: weights, settings, threshold, validation figures.
+
+        The backbone is among the weights once, or, where it is the frozen shipped one, named by its hash.
+        """
+        content = {
             "kind": "RewardClassifier",
             "image_keys": self.image_keys,
             "dropout": self.dropout,
@@ -173,14 +177,21 @@ class RewardClassifier(nn.Module):
             "validation": self.validation,
             "weights": uncompiled(self.state_dict()),
         }
+        if not self.trainable_backbone and is_shipped(self.backbone):
+            content["weights"] = {k: v for k, v in content["weights"].items() if not k.startswith("backbone.")}
+            content["backbone_sha256"] = SHIPPED_SHA256
+        return content
 
     def load_checkpoint(self, content: dict[str, Any], source: str = "checkpoint") -> None:
         """Take over a `checkpoint()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
         content = _classifier_part(content, source)
-        wrong = []
+        weights, wrong = content["weights"], []
+        if "backbone_sha256" in content:
+            named = named_state(content["backbone_sha256"], source)
+            weights = weights | {f"backbone.{name}": value for name, value in named.items()}
         if content["image_keys"] != self.image_keys:
             wrong.append(f"its image_keys are {content['image_keys']}, here {self.image_keys}")
-        states = uncompiled(self.state_dict()), uncompiled(content["weights"])
+        states = uncompiled(self.state_dict()), uncompiled(weights)
         ours, theirs = ({k: tuple(v.shape) for k, v in state.items()} for state in states)
         wrong += [
             f"{name} is {theirs.get(name, 'absent')}, here {ours.get(name, 'absent')}"
@@ -191,7 +202,7 @@ class RewardClassifier(nn.Module):
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise ValueError(f"{source} does not fit this classifier: " + "; ".join(wrong[:8]) + more)
         self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
-        load_into(self, content["weights"])
+        load_into(self, weights)
         self.threshold, self.validation = content["threshold"], content["validation"]
         self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
 

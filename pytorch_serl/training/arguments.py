@@ -54,7 +54,9 @@ def add_vision_arguments(parser: Parser, views: int) -> argparse._ArgumentGroup:
     """Backbone, and the number of stored crops of a demo frame."""
     vision = parser.add_argument_group("vision")
     vision.add_argument(
-        "--backbone", help="frozen backbone: resnet10_params.pkl or a backbone.pt; None: the best found"
+        "--backbone",
+        help="frozen backbone: resnet10_params.pkl, a backbone.pt, or random (for comparisons); None: the published "
+        "weights where they are, else your own, else the shipped one (docs/backbone.md)",
     )
     vision.add_argument("--download_backbone", action="store_true", help="fetch the published weights if not there")
     vision.add_argument("--train_backbone", action="store_true", help="train the ResNet-10 as well (needs a GPU)")

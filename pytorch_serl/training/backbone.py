@@ -2,7 +2,8 @@
 
 The published weights are those that HIL-SERL downloads: `resnet10_params.pkl`, ResNet-10 trained on ImageNet-1K, 21 MB,
 kept in `~/.serl/` (an installation of HIL-SERL and this one share the file). Without them a backbone trained on the
-user's own frames serves, and without that a random one, which learns far worse.
+user's own frames serves, and without that the one that comes with the repository (docs/backbone.md). A random one,
+which learns far worse, is there for comparisons.
 """
 
 import os
@@ -17,12 +18,14 @@ from tqdm import tqdm
 
 from pytorch_serl.data.safe_pickle import safe_load
 from pytorch_serl.hil_serl.names import flatten, resnet10_state
+from pytorch_serl.networks import shipped
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.utils.files import load_checkpoint, save_checkpoint, uncompiled
 
 PUBLISHED_URL = "https://github.com/rail-berkeley/serl/releases/download/resnet10/resnet10_params.pkl"
 PUBLISHED_PATH = Path("~/.serl/resnet10_params.pkl")
 CHUNK_BYTES = 1 << 16
+RANDOM = "random"  # in the place of a file
 
 
 class DownloadError(ConnectionError):
@@ -32,20 +35,26 @@ class DownloadError(ConnectionError):
 def find_backbone(
     path: str | os.PathLike | None = None, own: str | os.PathLike | None = None, download: bool = False
 ) -> tuple[ResNet10 | None, str]:
-    """The best frozen backbone at hand: `path`, else the published one, else the user's `own`, else none.
+    """The best frozen backbone at hand: `path`, else the published one, else the user's `own`, else the shipped one.
 
     Args:
-        path: the published `.pkl` or a `.pt` of `save_backbone`; must exist.
-        own: a `.pt` of `save_backbone`; used when it exists and there is nothing better.
+        path: the published `.pkl` or a `.pt` of `save_backbone`, which must exist; or "random".
+        own: a `.pt` of `save_backbone`; used when it exists and the published weights are not there.
         download: fetch the published weights when `path` is not given and they are not there.
-    Returns: the backbone on the CPU and a line to print; None means that the agent makes a random one.
+    Returns: the backbone on the CPU and a line to print, which says why; None means that the agent makes a random one.
     Raises ValueError for a file that does not fit, DownloadError.
     """
+    if path is not None and str(path) == RANDOM:
+        return None, (
+            "backbone: random, frozen. WARNING: learning from images is much slower with it; that is for comparisons, "
+            f"without --backbone {RANDOM} the best at hand is used"
+        )
     if path is not None:
         path = _at_home(path)
         if not path.is_file():
             raise ValueError(
-                f"{path}: no such backbone file; wanted HIL-SERL's resnet10_params.pkl or a .pt of this project"
+                f"{path}: no such backbone file; wanted HIL-SERL's resnet10_params.pkl, a .pt of this project or "
+                f"the word {RANDOM}"
             )
         return read_backbone(path)
     published, note = _readable(PUBLISHED_PATH)
@@ -54,14 +63,24 @@ def find_backbone(
         download_published(published, PUBLISHED_URL)
     if published is not None:
         return read_backbone(published)
+    at_home = PUBLISHED_PATH if note else _at_home(PUBLISHED_PATH)
     mine, own_note = _readable(own) if own is not None else (None, "")
     if mine is not None:
         resnet, line = read_backbone(mine)
-        return resnet, line + note
-    return None, (
-        "backbone: random, frozen. WARNING: learning from images is much slower with it. Run with --download_backbone "
-        f"once, or put {PUBLISHED_URL} at {PUBLISHED_PATH if note else _at_home(PUBLISHED_PATH)}" + note + own_note
+        return resnet, f"{line}, since there are no published weights at {at_home}" + note
+    absent = f"{at_home} (published weights; --download_backbone fetches them)"
+    absent = absent if own is None else f"{absent} and no {own} (your own)"
+    return shipped_backbone(), (
+        f"backbone: the shipped one, distilled on photographs and drawn scenes (docs/backbone.md, sha256 "
+        f"{shipped.SHIPPED_SHA256[:12]}), since there is no {absent}" + note + own_note
     )
+
+
+def shipped_backbone() -> ResNet10:
+    """The ResNet-10 that comes with the repository, frozen. Raises ValueError as `shipped_state` does."""
+    resnet = ResNet10()
+    resnet.load_state_dict(shipped.shipped_state())
+    return resnet.requires_grad_(False).eval()
 
 
 def _at_home(path: str | os.PathLike) -> Path:

@@ -82,6 +82,8 @@ class RunCheckpoint:
         if not CONTENT <= set(content):
             raise ValueError(f"{self.path / LAST}: not a run's checkpoint (it has {sorted(map(str, content))[:6]})")
         self._check_identity(content["identity"])
+        if "optimizers" not in content["agent"]:
+            raise ValueError(f"{self.path / LAST}: its agent has no optimisers, as {BEST} has none; it cannot go on")
         if content["progress"]["evaluated"] > 0 and not (self.path / BEST).is_file():
             raise ValueError(f"{self.path / BEST} is missing beside {LAST}; put it back or start anew")
         if (self.path / BEST).is_file() and "modules" not in load_checkpoint(self.path / BEST):

@@ -156,7 +156,7 @@ class Learner:
 
     def save_averaged(self, path: Path) -> None:
         """Write what `averaged` returned last."""
-        self.candidate.save(path)
+        self.candidate.save_policy(path)
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         """Write everything that --resume needs; `progress` is the script's own."""
