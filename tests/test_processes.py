@@ -253,6 +253,17 @@ def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monke
 # ---------------------------------------------------------------- parameters through shared memory
 
 
+def test_a_broken_connection_leaves_the_resource_tracker():
+    code = (
+        "import os, signal, time; from multiprocessing import resource_tracker as t; "
+        "from pytorch_serl.scaling.processes import start_tracker; start_tracker(); "
+        "pid = t._resource_tracker._pid; os.kill(pid, signal.SIGHUP); time.sleep(0.5); "
+        "assert os.waitpid(pid, os.WNOHANG) == (0, 0); "
+        "assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_parameters_arrive_whole_while_they_are_being_written():
     module, seen = nn.Linear(300, 300), set()
     shared = SharedParameters(sum(p.numel() for p in module.parameters()), mp.get_context("spawn"))

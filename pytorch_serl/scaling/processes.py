@@ -114,6 +114,7 @@ class RemoteLearner(LearnerCalls):
 
     def __init__(self, agent: SACAgent, **settings: Any):
         context = mp.get_context("spawn")
+        start_tracker()
         self.agent, self.save_dir = agent, settings["save_dir"]
         count = pack(acting_modules(agent)).numel()
         self.acting, self.averages = SharedParameters(count, context), SharedParameters(count, context)
@@ -128,7 +129,6 @@ class RemoteLearner(LearnerCalls):
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # the other cores are the learner's
-        resource_tracker.ensure_running()  # else starting it would let the signals through
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are not for a learner, see `_serve`
         try:
             self.process.start()
@@ -198,6 +198,18 @@ class RemoteLearner(LearnerCalls):
             self.process.join(STOP_SECONDS)
             raise LearnerError(f"the learner's process ended with exit code {self.process.exitcode}") from None
         return None
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's resource tracker, if it is not running, so that SIGHUP does not end it.
+
+    It ignores the other signals by itself; and its start would let them through where they are blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ---------------------------------------------------------------- the learner's process
