@@ -15,6 +15,7 @@ HANGS = 3  # steps without a new frame; a camera at half the rate gives one
 NEARLY_BLANK = 10  # of 255 grey levels: what is left of a picture behind a lid
 SHOWN = 5  # episodes named in a line
 MOSTLY = 0.8  # of penalties that go wrong in one way: no accident
+TELLING = 3  # penalties from which on their places tell something; one alone may be an accident
 START_EPISODES = 5  # of fewer, the first states say little about where an episode may start
 START_MARGIN = 0.1  # of a state entry's range in the demos, beyond the spread of the first states
 COMMANDS = (("close", -1), ("hold", 0), ("open", 1))
@@ -97,7 +98,7 @@ def _gripper_oddities(demos, actions, has_penalty, snapped):
 def _penalty_oddities(demos, actions, columns):
     """Penalties mark the commands that make a gripper change its state; what they mark instead, if anything."""
     penalised = np.array([transition["grasp_penalty"] != 0 for transition in demos.transitions])
-    if not penalised.any():
+    if penalised.sum() < TELLING:
         return []
     idle = penalised & (actions[:, columns] == 0).all(axis=1)
     if idle.sum() > MOSTLY * penalised.sum():

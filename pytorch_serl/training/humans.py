@@ -67,9 +67,9 @@ def check_human(args: argparse.Namespace, parser) -> None:
     parser.require(args, limits)
 
 
-def has_device(human: str) -> bool:
+def has_device(human: str | None) -> bool:
     """Whether somebody here holds a device: he can be asked, and his word ends episodes."""
-    return human not in OTHERS
+    return human is not None and human not in OTHERS
 
 
 def add_device(
