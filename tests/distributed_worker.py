@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_classifier  # noqa: E402
 from pytorch_serl.agents import base  # noqa: E402
+from pytorch_serl.agents.sac import SACAgent  # noqa: E402
 from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
 from pytorch_serl.networks.resnet import FEATURE_SHAPE  # noqa: E402
 from pytorch_serl.scaling import torchrun  # noqa: E402
@@ -46,6 +47,7 @@ DRIFT, FAIL, DIE, DRAW = 0.123, 0.124, 0.125, 0.126  # learning rates that tell 
 
 DOUBLE = " in double"
 AS_TENSOR, FLOAT, FLOAT_FEATURES = torch.as_tensor, torch.Tensor.float, base._float_features
+MAKE_AGENT, MAKE_CLASSIFIER = SACAgent.__init__, RewardClassifier.__init__
 
 
 def compute_in(dtype):
@@ -55,6 +57,20 @@ def compute_in(dtype):
     torch.Tensor.float = torch.Tensor.double if double else FLOAT
     torch.as_tensor = as_double if double else AS_TENSOR
     base._float_features = torch.Tensor.double if double else FLOAT_FEATURES
+    SACAgent.__init__ = double_agent if double else MAKE_AGENT
+    RewardClassifier.__init__ = double_classifier if double else MAKE_CLASSIFIER
+
+
+def double_agent(self, *args, **settings):
+    MAKE_AGENT(self, *args, **settings)
+    for name in ("online", "target", "actor", "average_actor", "temperature", "backbone"):
+        if getattr(self, name) is not None:
+            getattr(self, name).double()
+
+
+def double_classifier(self, *args, **settings):
+    MAKE_CLASSIFIER(self, *args, **settings)
+    self.double()
 
 
 def as_double(x, dtype=None, **options):
