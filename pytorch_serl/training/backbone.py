@@ -63,12 +63,11 @@ def find_backbone(
         download_published(published, PUBLISHED_URL)
     if published is not None:
         return read_backbone(published)
-    at_home = PUBLISHED_PATH if note else _at_home(PUBLISHED_PATH)
     mine, own_note = _readable(own) if own is not None else (None, "")
     if mine is not None:
         resnet, line = read_backbone(mine)
-        return resnet, f"{line}, since there are no published weights at {at_home}" + note
-    absent = f"{at_home} (published weights; --download_backbone fetches them)"
+        return resnet, f"{line}, since there are no published weights at {PUBLISHED_PATH}" + note
+    absent = f"{PUBLISHED_PATH} (published weights; --download_backbone fetches them)"
     absent = absent if own is None else f"{absent} and no {own} (your own)"
     return shipped_backbone(), (
         f"backbone: the shipped one, distilled on photographs and drawn scenes (docs/backbone.md, sha256 "
