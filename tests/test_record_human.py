@@ -162,10 +162,11 @@ def test_typed_keys_record(tmp_path):
     person.wait_for("next: python train_hybrid.py")
     assert person.process.wait(60) == 0
     demos = pickle.loads((tmp_path / "demos.pkl").read_bytes())
-    assert [t["rewards"] for t in demos if t["dones"]] == [1.0, 1.0] and len(demos) == 6
-    assert all(np.abs(t["actions"]).max() == 0.5 for t in demos)
+    assert [t["rewards"] for t in demos if t["dones"]] == [1.0, 1.0] and len(demos) == 8
+    # the arm stands still in the step of the verdict
+    assert [np.abs(t["actions"]).max() for t in demos] == [0.5, 0.5, 0.5, 0.0] * 2
     failed = pickle.loads((tmp_path / "failed_demos.pkl").read_bytes())
-    assert len(failed) == 3 and failed[-1]["dones"] and not any(t["rewards"] for t in failed)
+    assert len(failed) == 4 and failed[-1]["dones"] and not any(t["rewards"] for t in failed)
 
     words = command({"human": "keyboard", "num_demos": 1, "output_dir": tmp_path / "c", "classifier_only": True})
     person = Typist([sys.executable, "record_demos.py", *words, *command(FAKE_ARM)], OMP_NUM_THREADS="1")
@@ -175,4 +176,4 @@ def test_typed_keys_record(tmp_path):
     person.type("wwyssnadx")
     person.wait_for("next: python train_classifier.py")
     frames = read_classifier_frames(tmp_path / "c/success", tmp_path / "c/failure", ["front"])
-    assert list(np.bincount(frames.labels)) == [4, 2]
+    assert list(np.bincount(frames.labels)) == [5, 3]  # y and n are steps, too
