@@ -18,27 +18,11 @@ import gymnasium as gym
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pytorch_serl.envs.human.scripted import ScriptedHuman  # noqa: E402
+from pytorch_serl.envs.human.scripted import check_expert  # noqa: E402
 
 PREFIX = "pytorch_serl/"
 FIRST_SEED = 2_000_000
 PATIENCE = 0.4  # s, what the scripted human's 4 steps are at 10 Hz
-
-
-class Watcher(ScriptedHuman):
-    """The scripted human who only counts when he would have taken over, and lets the expert go on."""
-
-    def reset(self, **kwargs):
-        self.takeovers = 0
-        return super().reset(**kwargs)
-
-    def step(self, action):
-        result = self.env.step(action)
-        self._watch()
-        if self._stalled >= self.patience:
-            self.takeovers += 1
-            self._start_watch()
-        return result
 
 
 def main():
@@ -51,16 +35,18 @@ def main():
     print("|---|---|---|---|---|---|---|---|---|")
     for task in args.tasks or simulated_tasks():
         env = gym.make(f"pytorch_serl.envs:{PREFIX}{task.removeprefix(PREFIX)}").unwrapped
-        milliseconds, same = with_pictures(env)
+        milliseconds, same = speed(env)
         black = np.zeros((env.image_size, env.image_size, 3), np.uint8)
         env._picture = lambda key, black=black: black
+        blind, _ = speed(env)
+        patience = round(PATIENCE * env.metadata["render_fps"])
         for noise in args.noise:
-            rows, blind = episodes(env, args.episodes, noise)
-            solved, steps, interrupted = rows.T
+            check = check_expert(env, args.episodes, FIRST_SEED, noise, patience)
+            steps = check.steps_to_success or [0]
             print(
-                f"| {task} | {noise:g} | {solved.sum():.0f} of {len(rows)} | {steps[solved > 0].mean():.1f} "
-                f"| {steps[solved > 0].max(initial=0):.0f} | {(interrupted > 0).sum()} | {blind:.1f} "
-                f"| {milliseconds:.1f} | {'yes' if same else 'NO'} |",
+                f"| {task} | {noise:g} | {len(check.steps_to_success)} of {check.episodes} | {np.mean(steps):.1f} "
+                f"| {max(steps)} | {len(check.interruptions)} | {blind:.1f} | {milliseconds:.1f} "
+                f"| {'yes' if same else 'NO'} |",
                 flush=True,
             )
         env.close()
@@ -74,7 +60,7 @@ def simulated_tasks():
     return sorted(name.removeprefix(PREFIX) for name in gym.registry if name.startswith(starts))
 
 
-def with_pictures(env, steps=20):
+def speed(env, steps=20):
     """Milliseconds per step, and whether the same seed gives the same observations, bit for bit."""
     traces, seconds = [], 0.0
     for _ in range(2):
@@ -86,23 +72,6 @@ def with_pictures(env, steps=20):
         seconds += time.perf_counter() - start
         traces.append(b"".join(np.ascontiguousarray(value).tobytes() for obs in trace for value in obs.values()))
     return 1000 * seconds / (2 * steps), traces[0] == traces[1]
-
-
-def episodes(env, count, noise):
-    """(count, 3) solved, steps, takeovers; and milliseconds per step."""
-    patience = round(PATIENCE * env.metadata["render_fps"])
-    watched, rows, seconds = Watcher(env, patience=patience), [], 0.0
-    expert = env.scripted_expert(noise, seed=0)
-    for seed in range(FIRST_SEED, FIRST_SEED + count):
-        watched.reset(seed=seed)
-        start, steps, over = time.perf_counter(), 0, False
-        while not over:
-            _, _, terminated, truncated, info = watched.step(expert.act())
-            steps, over = steps + 1, terminated or truncated
-        seconds += time.perf_counter() - start
-        rows.append((info["succeed"], steps, watched.takeovers))
-    rows = np.array(rows, float)
-    return rows, 1000 * seconds / rows[:, 1].sum()
 
 
 if __name__ == "__main__":
