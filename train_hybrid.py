@@ -11,6 +11,7 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +31,14 @@ from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
 from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.checkpoint import identity
-from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
+from pytorch_serl.training.evaluate import (
+    EVAL_SEED,
+    EVALUATION_FILES,
+    FINAL_SEED,
+    evaluate,
+    evaluate_to_stop,
+    report_evaluation,
+)
 from pytorch_serl.training.humans import add_device, has_device, scripted_settings
 from pytorch_serl.training.hybrid_options import choose_for_env
 from pytorch_serl.training.hybrid_options import parse_args as parse_args
@@ -62,6 +70,7 @@ SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
 ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy", "overruns", "updates_per_second")
 MAX_BEHIND = 50  # environment steps by which a learner may lag a simulation, which waits for it between episodes
+SAMPLED = 5  # one episode to so many of an evaluation shows what samples of the same policy can do
 SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first episodes ends there
 
 
@@ -71,7 +80,7 @@ class HybridTraining:
     def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None):
         """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown."""
         self.args, self.agent, self.save_dir = args, agent, save_dir
-        self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
+        self.eval_env, self.run_episodes = eval_env or env, evaluate  # here, in this process
         self.waits = args.simulated and not args.control_hz
         add_human = partial(build.add_human, human=args.human, **scripted_settings(args))
         self.update = torchrun.shared_update(agent)
@@ -172,14 +181,22 @@ class HybridTraining:
         bar.set_postfix(shown | {"action_ms": action_ms})
 
     def evaluate(self, step, log):
-        """Unaided evaluation of the averaged policy; keeps the best one, and saves the run."""
-        policy, stop_at = self.learner.averaged(), self.args.stop_at
+        """Unaided evaluation of the averaged policy; keeps the best one, and saves the run.
+
+        Its samples are evaluated, too, in fewer episodes: they are what acts in training.
+        """
+        policy, stop_at, episodes = self.learner.averaged(), self.args.stop_at, self.args.eval_episodes
         result, solved = evaluate_to_stop(
-            policy, self.eval_env, self.args.eval_episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
+            policy, self.eval_env, episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
-        tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
+        sampled = self.run_episodes(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
+        tqdm.write(
+            f"step {step:,}: {result}; sampled {sampled.successes} of {sampled.episodes}; {self.minutes():.1f} min"
+        )
         with uninterrupted():
-            log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})
+            figures = {"eval_success": result.success_rate, "eval_sampled": sampled.success_rate}
+            apart = self.alarms.check_sampled(step, result, sampled)
+            log.log(step, figures | apart | {"minutes": self.minutes()})
             if solved or result.success_rate >= self.progress["best"]:
                 self.progress |= {"best": result.success_rate, "best_step": step}
                 self.learner.save_averaged(self.save_dir / BEST)
@@ -216,7 +233,7 @@ class HybridTraining:
 
     def draw(self, log):
         panels = {
-            "share": ("eval_success", "train_success", "train_success_unaided", "helped_steps"),
+            "share": ("eval_success", "eval_sampled", "train_success", "train_success_unaided", "helped_steps"),
             "Q": ("q", "q_max", "grasp_q"),
             "entropy": ("entropy",),
         }

@@ -430,18 +430,28 @@ def test_losses_of_one_update_read_the_old_parameters():
     assert agent.update(batch, noise=noise)["actor_loss"].item() == expected.item()
 
 
-def test_cloning_alone_shapes_the_encoder_where_advantages_weigh():
-    """Other rewards change the critics, and without `advantage_weighted` the encoder, too."""
-    for weighted in (True, False):
-        after = []
-        for reward in (0.0, 1.0):
-            agent = make_agent(0, ["image"], arms=1)
-            batch = make_batch(agent) | {"rewards": np.full(4, reward, np.float32)}
-            torch.manual_seed(1)
-            agent.update(batch, sac_weight=0.0, clone_weight=1.0, advantage_weighted=weighted)
-            after.append(tensors(agent))
-        differ = {name.split(".")[1] for name in changed(*after) if name.startswith("online.")}
-        assert differ == {"critic", "grasp_critic"} | ({"encoder"} if not weighted else set())
+@pytest.mark.parametrize(
+    "options, shared", [({}, True), ({"advantage_weighted": True}, False), ({"critics_train_encoder": False}, False)]
+)
+def test_cloning_alone_shapes_the_encoder_where_the_critics_must_not(options, shared):
+    """Other rewards change the critics, and where these train it the encoder, too."""
+    after = []
+    for reward in (0.0, 1.0):
+        agent = make_agent(0, ["image"], arms=1)
+        batch = make_batch(agent) | {"rewards": np.full(4, reward, np.float32)}
+        torch.manual_seed(1)
+        agent.update(batch, sac_weight=0.0, clone_weight=1.0, **options)
+        after.append(tensors(agent))
+    differ = {name.split(".")[1] for name in changed(*after) if name.startswith("online.")}
+    assert differ == {"critic", "grasp_critic"} | ({"encoder"} if shared else set())
+
+
+def test_critics_alone_leave_the_encoder_where_they_must_not_train_it():
+    agent = make_agent(0, ["image"], arms=1)
+    before = tensors(agent)
+    agent.update(make_batch(agent), critic_only=True, critics_train_encoder=False)
+    moved = {name.split(".")[1] for name in changed(before, tensors(agent)) if name.startswith("online.")}
+    assert moved == {"critic", "grasp_critic"}
 
 
 def test_a_share_of_the_advantage_weighs_the_clone():

@@ -7,6 +7,7 @@ import torch
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.training import build
 from pytorch_serl.training.alarms import Alarms, check_numbers
+from pytorch_serl.training.evaluate import Evaluation
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, LEARNED, make_demos
 
@@ -49,6 +50,16 @@ def test_one_line_each_and_again_only_after_it_was_right(name, figures, capsys):
     watch.check(3100, FINE)
     watch.check(3200, FINE | figures)
     assert capsys.readouterr().out.count("ALARM at step 3,200: ") == 1
+
+
+def test_an_alarm_where_samples_are_surely_worse_than_the_mode(capsys):
+    def solved(successes, episodes):
+        return Evaluation(successes, episodes, [], [], {})
+
+    assert alarms().check_sampled(500, solved(18, 20), solved(3, 4)) == {}
+    assert alarms().check_sampled(500, solved(3, 20), solved(4, 4)) == {} and not capsys.readouterr().out
+    assert alarms().check_sampled(500, solved(48, 50), solved(5, 10)) == {"alarm_sampled": 1.0}
+    assert "ALARM at step 500: the policy's mode solves 96%, its samples" in capsys.readouterr().out
 
 
 def test_entropy_has_time_to_settle_and_the_gripper_follows_the_demos():

@@ -138,6 +138,7 @@ def test_script(tmp_path):
 def test_evaluates_at_the_start_when_due_and_at_the_end(demos, tmp_path):
     train_hybrid.main(words(demos, tmp_path, max_steps=3 * LENGTH, eval_every=LENGTH + 1, eval_episodes=2))
     assert set(metrics(tmp_path, "eval_success")) == {0, 2 * LENGTH, 3 * LENGTH}
+    assert set(metrics(tmp_path, "eval_sampled")) == {0, 2 * LENGTH, 3 * LENGTH}
     assert content(tmp_path)["step"] == 3 * LENGTH
 
 
@@ -317,11 +318,13 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
     run = training(demos, tmp_path, cta_ratio=3, cycles_per_step=2, clone_weight=8, clone_steps=100)
     episode(run)
     run.learner.learn(25)
-    assert calls == [(True, {}), (True, {}), (False, {"clone_weight": 6.0})] * 2
+    alone = {"critics_train_encoder": False}  # cloning: else what the critics learn would undo it
+    assert calls == [(True, alone), (True, alone), (False, {"clone_weight": 6.0} | alone)] * 2
     run.learner.learn(1000)
-    assert calls[-1] == (False, {"clone_weight": 0.0})
+    critics, everything = {"critics_train_encoder": True}, {"clone_weight": 0.0, "critics_train_encoder": True}
+    assert calls[-3:] == [(True, critics), (True, critics), (False, everything)]
     run.learner.pretrain()  # at the weight of the first online step, for Adam's sake
-    assert calls[-1] == (False, {"sac_weight": 0.0, "clone_weight": 8})
+    assert calls[-1] == (False, {"sac_weight": 0.0, "clone_weight": 8} | alone)
 
 
 # ---------------------------------------------------------------- success

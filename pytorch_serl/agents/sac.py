@@ -25,7 +25,7 @@ from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_ima
 from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.files import load_into
 
-CLONE_STD, MAX_CLONED_ACTION = 0.2, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
+CLONE_STD, MAX_CLONED_ACTION = 0.1, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 MAX_ADVANTAGE_WEIGHT = 5.0  # of exp(advantage)
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
@@ -164,6 +164,7 @@ class SACAgent(PixelAgent):
         train_critic: bool = True,
         sac_weight: float = 1.0,
         clone_weight: float = 0.0,
+        critics_train_encoder: bool = True,
         advantage_weighted: bool = False,
         advantage_share: float = 0.5,
         augment: bool = True,
@@ -178,8 +179,10 @@ class SACAgent(PixelAgent):
             train_critic: False leaves the critics' losses out (pure cloning).
             sac_weight: weight of SAC's actor loss.
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
+            critics_train_encoder: False lets the critics read the encoding detached, which is right beside cloning:
+                their gradients, of few demos and a changing policy, move the encoder under the clone, and it forgets.
             advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359). The critics then read
-                the encoding detached: from few demos their gradients fit noise, and the clone would suffer for it.
+                the encoding detached, too.
             advantage_share: of the advantage in that weight, the rest is 1. 0 where all demos are equally good: there
                 advantages are noise, and weighted by them fewer demos count.
             augment: random crops on uint8 images (stored features carry theirs already).
@@ -194,7 +197,8 @@ class SACAgent(PixelAgent):
         train_actor = bool(sac_weight) and not critic_only
         enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
 
-        critic_enc = enc | {"obs": enc["obs"].detach()} if advantage_weighted else enc
+        detached = advantage_weighted or not critics_train_encoder
+        critic_enc = enc | {"obs": enc["obs"].detach()} if detached else enc
         losses, info = self._critic_losses(batch, critic_enc, noise["critic_next"]) if train_critic else ({}, {})
         if not critic_only:
             if train_actor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pytorch_serl.training.evaluate import Evaluation
 from pytorch_serl.training.run import NAN_BATCH
 from pytorch_serl.utils.files import save_checkpoint
 
@@ -44,6 +45,16 @@ class Alarms:
             tqdm.write(f"ALARM at step {step:,}: {wrong[name]}")
         self.raised = set(wrong)
         return {f"alarm_{name}": 1.0 for name in wrong}
+
+    def check_sampled(self, step: int, mode: Evaluation, sampled: Evaluation) -> dict[str, float]:
+        """As `check`, of one policy's evaluations: the alarm says that its samples, which act, are surely worse."""
+        if mode.interval[0] <= sampled.interval[1]:
+            return {}
+        tqdm.write(
+            f"ALARM at step {step:,}: the policy's mode solves {mode.success_rate:.0%}, its samples, which act in "
+            f"training, {sampled.success_rate:.0%}: the task bears less exploration than there is (policy_std)"
+        )
+        return {"alarm_sampled": 1.0}
 
     def _wrong(self, step: int, figures: dict[str, float]) -> dict[str, str]:
         wrong, low, high = {}, *TEMPERATURES

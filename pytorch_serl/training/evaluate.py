@@ -43,6 +43,11 @@ class Evaluation:
     def success_rate(self) -> float:
         return self.successes / self.episodes
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the success rate, as `wilson_interval` has it."""
+        return wilson_interval(self.successes, self.episodes)
+
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Both as one."""
         commands = {k: n + other.gripper_commands[k] for k, n in self.gripper_commands.items()}
@@ -57,7 +62,7 @@ class Evaluation:
         )
 
     def __str__(self) -> str:
-        low, high = wilson_interval(self.successes, self.episodes)
+        low, high = self.interval
         steps = f", {np.mean(self.steps_to_success):.1f} steps to success" if self.steps_to_success else ""
         helped = f"; {self.helped} with a human's help, counted as not solved" if self.helped else ""
         return (
@@ -311,7 +316,7 @@ def save_evaluation(results: dict[str, Evaluation], wanted: int, seed: int, save
             "episodes": r.episodes,
             "seed": seed,
             "gripper_commands": r.gripper_commands,
-            "wilson_95": wilson_interval(r.successes, r.episodes),
+            "wilson_95": r.interval,
             "mean_steps_to_success": float(np.mean(r.steps_to_success)) if r.steps_to_success else None,
             **({"wanted_episodes": wanted} if r.episodes < wanted else {}),
         }

@@ -117,7 +117,8 @@ class Learner:
         the first online steps would be too large by as much, and undo the clone.
         """
         batch = self.demo.sample(self.schedule.batch_size)
-        info = self.update(batch, sac_weight=0.0, clone_weight=self.schedule.clone_weight or 1.0)
+        weight = self.schedule.clone_weight or 1.0
+        info = self.update(batch, sac_weight=0.0, clone_weight=weight, critics_train_encoder=False)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
@@ -125,17 +126,17 @@ class Learner:
     def learn(self, step: int) -> dict[str, torch.Tensor]:
         """What an environment step allows: cycles of cta_ratio - 1 critic-only updates, then one of all.
 
-        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it. Raises
-        FloatingPointError as `check_numbers` does.
+        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it, and as long as it is
+        there it alone trains the encoder. Raises FloatingPointError as `check_numbers` does.
         """
         plan = self.schedule
         clone = plan.clone_weight * max(0.0, 1.0 - step / plan.clone_steps)
         for _ in range(plan.cycles_per_step):
             batches = [self.sample(plan.batch_size)]
             for _ in range(plan.cta_ratio - 1):
-                self.update(batches[-1], critic_only=True)
+                self.update(batches[-1], critic_only=True, critics_train_encoder=not clone)
                 batches.append(self.sample(plan.batch_size))
-            info = self.update(batches[-1], clone_weight=clone)
+            info = self.update(batches[-1], clone_weight=clone, critics_train_encoder=not clone)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
 
