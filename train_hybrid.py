@@ -107,6 +107,7 @@ class HybridTraining:
                 args.clone_weight,
                 args.clone_steps,
                 args.imitate_successes,
+                args.algo,
             ),
         )
         if args.ray_address:

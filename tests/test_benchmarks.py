@@ -17,6 +17,7 @@ import growth  # noqa: E402
 import measure  # noqa: E402
 import peer  # noqa: E402
 import speed  # noqa: E402
+import tasks  # noqa: E402
 import timing  # noqa: E402
 import work  # noqa: E402
 
@@ -191,3 +192,32 @@ def test_an_environment_without_lerobot_is_named(capfd):
     with pytest.raises(SystemExit, match="LeRobot's process ended with exit code 1"):
         peer.Side("LeRobot", sys.executable, "peer_lerobot.py", {"threads": 1})
     assert "No module named 'lerobot'" in capfd.readouterr().err
+
+
+def test_a_run_of_a_task_becomes_json_and_a_row(tmp_path, monkeypatch, capsys):
+    """A training script that writes what the real one does; what is there is not trained again."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--save_dir') + 1])\n"
+        "out.mkdir()\n"
+        "rates = [(0, 0.7, 0.6), (510, 0.5, 0.5), (1020, 0.94, 0.9), (1500, 0.96, 1.0)]\n"
+        "rows = [{'step': s, 'eval_success': e, 'eval_sampled': p, 'minutes': s / 500} for s, e, p in rates]\n"
+        "rows.insert(2, {'step': 900, 'helped_steps': 0.25})\n"
+        "(out / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\\n' for row in rows))\n"
+        "final = {'deterministic': {'successes': 97, 'episodes': 100}, 'sampled': {'successes': 95, 'episodes': 100}}\n"
+        "(out / 'evaluation.json').write_text(json.dumps(final))\n"
+    )
+    (tmp_path / "demos_panda").mkdir()
+    (tmp_path / "demos_panda/demos.pkl").touch()
+    words = ["--tasks", "panda", "--methods", "hybrid", "--seeds", "3", "--output_dir", tmp_path, "--runs", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["tasks.py", *map(str, words)])
+    with monkeypatch.context() as patch:
+        patch.setitem(tasks.METHODS, "hybrid", ("hybrid, scripted human", script, []))
+        tasks.main()
+    capsys.readouterr()
+    tasks.main()  # by the real script, which would refuse these demos
+    assert json.loads((tmp_path / "panda_hybrid_3.json").read_text())["seed"] == 3
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
+    wanted = ["panda", "hybrid, scripted human", "3", "97 of 100 (92% to 99%)", "95 of 100", "1,500", "1,020", "1,500"]
+    assert row == [*wanted, "50% of 70%", "25%", "3.0"] and len(tasks.HEAD) == len(row)

@@ -327,6 +327,19 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
     assert calls[-1] == (False, {"sac_weight": 0.0, "clone_weight": 8} | alone)
 
 
+def test_hg_dagger_clones_demos_and_corrections_and_does_nothing_else(demos, tmp_path, monkeypatch):
+    calls, update = [], SACAgent.update
+    monkeypatch.setattr(SACAgent, "update", lambda self, *args, **kw: calls.append(kw) or update(self, *args, **kw))
+    run = training(demos, tmp_path, algo="hg_dagger", env="TinyHuman-v0", cta_ratio=2, cycles_per_step=2)
+    episode(run)
+    assert len(run.learner.demo) == 24 + len(HUMAN_STEPS)
+    info = run.learner.learn(LENGTH)
+    assert calls == [{"train_critic": False, "sac_weight": 0.0, "clone_weight": 20.0}] * 4
+    assert {name for name in info if name.endswith("_loss")} == {"clone_loss"}
+    with pytest.raises(SystemExit):
+        training(demos, tmp_path, algo="hg_dagger", pretrain_steps=0)
+
+
 # ---------------------------------------------------------------- success
 
 

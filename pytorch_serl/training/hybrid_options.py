@@ -53,6 +53,12 @@ def parse_args(argv=None):
         help="with --reward classifier: conditions of the state besides, entry, < or >, value: '2>0.04'",
     )
     learn = add_learning_arguments(parser, unit="environment step", batch_help="half demos, half online")
+    learn.add_argument(
+        "--algo",
+        choices=("hil_serl", "hg_dagger"),
+        default="hil_serl",
+        help="hg_dagger: clone demos and corrections, without RL (arXiv 1810.02890); to compare with",
+    )
     learn.add_argument("--cta_ratio", type=int, default=2, help="critic updates per actor update")
     learn.add_argument(
         "--cycles_per_step", type=int, default=1, help="cycles of cta_ratio updates per environment step"
@@ -156,6 +162,8 @@ def resolve(args, parser):
         parser.error("--reward classifier and --classifier_ckpt go together; train_classifier.py writes the file")
     if args.eval_ckpt and (args.resume or args.init_ckpt):
         parser.error("--eval_ckpt evaluates, --resume and --init_ckpt train; give one of them")
+    if args.algo == "hg_dagger" and not args.clone_weight:
+        parser.error("--algo hg_dagger clones and does nothing else: it wants pretraining and a --clone_weight above 0")
     check_cluster(args, parser)
     return args
 

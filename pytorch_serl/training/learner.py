@@ -30,6 +30,7 @@ class Schedule:
     clone_weight: float
     clone_steps: int
     imitate_successes: bool = False
+    algo: str = "hil_serl"
 
 
 class Learner:
@@ -124,12 +125,15 @@ class Learner:
         return info
 
     def learn(self, step: int) -> dict[str, torch.Tensor]:
-        """What an environment step allows: cycles of cta_ratio - 1 critic-only updates, then one of all.
+        """What an environment step allows: cycles of cta_ratio - 1 critic-only updates, then one of everything.
 
-        Each is on a fresh batch. `step` counts environment steps; the cloning term fades with it, and as long as it is
-        there it alone trains the encoder. Raises FloatingPointError as `check_numbers` does.
+        Each is on a fresh batch; HG-DAgger takes as many of cloning alone. `step` counts environment steps; the cloning
+        term fades with it, and as long as it is there it alone trains the encoder. Raises FloatingPointError as
+        `check_numbers` does.
         """
         plan = self.schedule
+        if plan.algo == "hg_dagger":
+            return self._imitate_only(step)
         clone = plan.clone_weight * max(0.0, 1.0 - step / plan.clone_steps)
         for _ in range(plan.cycles_per_step):
             batches = [self.sample(plan.batch_size)]
@@ -138,6 +142,15 @@ class Learner:
                 batches.append(self.sample(plan.batch_size))
             info = self.update(batches[-1], clone_weight=clone, critics_train_encoder=not clone)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
+        return info
+
+    def _imitate_only(self, step: int) -> dict[str, torch.Tensor]:
+        """HG-DAgger (arXiv 1810.02890): as many updates, all of cloning demos and corrections; nothing is rewarded."""
+        plan = self.schedule
+        for _ in range(plan.cycles_per_step * plan.cta_ratio):
+            batch = self.demo.sample(plan.batch_size)
+            info = self.update(batch, train_critic=False, sac_weight=0.0, clone_weight=plan.clone_weight)
+            check_numbers(info, [batch], self.save_dir, f"environment step {step}")
         return info
 
     # ---------------------------------------------------------------- what a learner in another process needs
