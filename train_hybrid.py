@@ -108,6 +108,7 @@ class HybridTraining:
                 args.clone_steps,
                 args.imitate_successes,
                 args.algo,
+                args.clone_std,
             ),
         )
         if args.ray_address:

@@ -164,6 +164,7 @@ class SACAgent(PixelAgent):
         train_critic: bool = True,
         sac_weight: float = 1.0,
         clone_weight: float = 0.0,
+        clone_std: float = CLONE_STD,
         critics_train_encoder: bool = True,
         advantage_weighted: bool = False,
         advantage_share: float = 0.5,
@@ -179,6 +180,7 @@ class SACAgent(PixelAgent):
             train_critic: False leaves the critics' losses out (pure cloning).
             sac_weight: weight of SAC's actor loss.
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
+            clone_std: deviation of the cloned policy before its tanh, which is how much it explores.
             critics_train_encoder: False lets the critics read the encoding detached, which is right beside cloning:
                 their gradients, of few demos and a changing policy, move the encoder under the clone, and it forgets.
             advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359). The critics then read
@@ -208,7 +210,7 @@ class SACAgent(PixelAgent):
                 info |= actor_info | temperature_info
             if clone_weight:
                 share = advantage_share * advantage_weighted
-                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], share, noise.get("advantage"))
+                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], share, noise.get("advantage"), clone_std)
                 losses["clone"] = clone_weight * clone_loss
                 info |= clone_info
 
@@ -270,9 +272,14 @@ class SACAgent(PixelAgent):
         return temperature * (entropy - self.target_entropy), {"entropy": entropy, "temperature": temperature.detach()}
 
     def _clone_loss(
-        self, batch: dict, encoding: torch.Tensor, advantage_share: float, noise: torch.Tensor | None = None
+        self,
+        batch: dict,
+        encoding: torch.Tensor,
+        advantage_share: float,
+        noise: torch.Tensor | None = None,
+        clone_std: float = CLONE_STD,
     ) -> tuple[torch.Tensor, Tensors]:
-        """w KL(pi(.|s) || N(atanh a, CLONE_STD)) before the tanh, over the demo transitions, in units of (atanh a)^2.
+        """w KL(pi(.|s) || N(atanh a, clone_std)) before the tanh, over the demo transitions, in units of (atanh a)^2.
 
         Reverse KL, because the likelihood's optimal standard deviation is large while the mean is still wrong, and
         beyond 5 the policy's clip leaves it no gradient to come back. w is 1, or a share of it is `_advantage_weight`
@@ -280,7 +287,7 @@ class SACAgent(PixelAgent):
         """
         mean, std = self.actor(encoding)  # (B, A)
         target = torch.atanh(batch["arm_actions"].clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION))
-        divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - CLONE_STD**2 * std.log()).mean(-1)  # (B,)
+        divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - clone_std**2 * std.log()).mean(-1)  # (B,)
         weight = batch["is_demo"]
         if advantage_share:
             weight = weight * (
@@ -456,10 +463,15 @@ class SACHybridAgent(SACAgent):
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
 
     def _clone_loss(
-        self, batch: dict, encoding: torch.Tensor, advantage_share: float, noise: torch.Tensor | None = None
+        self,
+        batch: dict,
+        encoding: torch.Tensor,
+        advantage_share: float,
+        noise: torch.Tensor | None = None,
+        clone_std: float = CLONE_STD,
     ) -> tuple[torch.Tensor, Tensors]:
         """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
-        loss, info = super()._clone_loss(batch, encoding, advantage_share, noise)
+        loss, info = super()._clone_loss(batch, encoding, advantage_share, noise, clone_std)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0

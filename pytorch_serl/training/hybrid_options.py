@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from pytorch_serl.agents.sac import CLONE_STD
 from pytorch_serl.training import build
 from pytorch_serl.training.arguments import (
     add_cluster_arguments,
@@ -85,6 +86,12 @@ def parse_args(argv=None):
         "pretraining)",
     )
     learn.add_argument(
+        "--clone_std",
+        type=float,
+        default=CLONE_STD,
+        help="deviation of the cloned policy before its tanh, in units of action: how much it explores",
+    )
+    learn.add_argument(
         "--imitate_successes",
         action=argparse.BooleanOptionalAction,
         help="keep episodes that the policy solved alone beside the demos (self-imitation, arXiv 1806.05635); "
@@ -136,6 +143,7 @@ def resolve(args, parser):
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
     parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
+    parser.require(args, {"clone_std": (0 < args.clone_std <= 1, "a deviation above 0 and up to 1")})
     check_human(args, parser)
     if args.view is not None and args.ray_address:
         parser.error("--view shows the robot of this process, and with --ray_address there is none")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.agents.sac import SACAgent
+from pytorch_serl.agents.sac import CLONE_STD, SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
@@ -31,6 +31,7 @@ class Schedule:
     clone_steps: int
     imitate_successes: bool = False
     algo: str = "hil_serl"
+    clone_std: float = CLONE_STD
 
 
 class Learner:
@@ -118,8 +119,8 @@ class Learner:
         the first online steps would be too large by as much, and undo the clone.
         """
         batch = self.demo.sample(self.schedule.batch_size)
-        weight = self.schedule.clone_weight or 1.0
-        info = self.update(batch, sac_weight=0.0, clone_weight=weight, critics_train_encoder=False)
+        cloning = {"clone_weight": self.schedule.clone_weight or 1.0, "clone_std": self.schedule.clone_std}
+        info = self.update(batch, sac_weight=0.0, critics_train_encoder=False, **cloning)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
@@ -140,7 +141,8 @@ class Learner:
             for _ in range(plan.cta_ratio - 1):
                 self.update(batches[-1], critic_only=True, critics_train_encoder=not clone)
                 batches.append(self.sample(plan.batch_size))
-            info = self.update(batches[-1], clone_weight=clone, critics_train_encoder=not clone)
+            cloning = {"clone_weight": clone, "clone_std": plan.clone_std}
+            info = self.update(batches[-1], critics_train_encoder=not clone, **cloning)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
 
@@ -149,7 +151,8 @@ class Learner:
         plan = self.schedule
         for _ in range(plan.cycles_per_step * plan.cta_ratio):
             batch = self.demo.sample(plan.batch_size)
-            info = self.update(batch, train_critic=False, sac_weight=0.0, clone_weight=plan.clone_weight)
+            cloning = {"clone_weight": plan.clone_weight, "clone_std": plan.clone_std}
+            info = self.update(batch, train_critic=False, sac_weight=0.0, **cloning)
             check_numbers(info, [batch], self.save_dir, f"environment step {step}")
         return info
 
