@@ -41,7 +41,7 @@ MAX_FAILURES = 100  # an expert who fails so often in a row cannot do it
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     where = parser.add_argument_group("environment and files")
-    where.add_argument("--env", default="built-in", help="built-in, panda, or a Gymnasium id, package:Id included")
+    where.add_argument("--env", default="built-in", help=build.ENV_HELP)
     where.add_argument(
         "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
     )

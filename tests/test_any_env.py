@@ -82,6 +82,33 @@ def test_a_registered_class_says_it_unmade():
         assert build.registered(unknown) is None and not build.is_simulated(None) and not build.has_expert(None)
 
 
+def test_every_registered_environment_has_a_short_name():
+    ids = {f"pytorch_serl.envs:{name}" for name in gym.registry if name.startswith("pytorch_serl/")}
+    assert set(build.ENV_NAMES.values()) == ids and len(build.ENV_NAMES) == len(ids) == 13
+    assert {"built-in", "panda", "robosuite-lift", "robosuite-two-arm-peg-in-hole"} < build.ENV_NAMES.keys()
+    assert build.env_id("metaworld-button-press-topdown").endswith(":pytorch_serl/MetaWorldButtonPressTopdown-v0")
+    for name in build.ENV_NAMES:
+        assert build.is_simulated(build.registered(name)) or build.registered(name) is None  # its package is not here
+
+
+@pytest.mark.parametrize("name", ["robosuite-lif", "no_such_package:Task-v0", "tests.expert_env:Exprt-v0", "Task v0"])
+@pytest.mark.parametrize("script", [train_hybrid, train_offline, record_demos])
+def test_an_unknown_environment_is_told_what_there_is(script, name, demos, tmp_path, capsys):
+    line = {"setup_mode": FIXED, "env": name}
+    if script is record_demos:
+        line |= {"output_dir": tmp_path}
+    else:
+        line |= {"demo_paths": demos, "image_keys": "image", "save_dir": tmp_path, "device": "cpu"}
+    error = refused(script, capsys, f"--env {name} cannot be made", command(line))
+    assert all(there in error for there in (*build.ENV_NAMES, "package:Id"))
+
+
+def test_what_fails_in_a_known_environment_is_no_unknown_name():
+    with pytest.raises(ValueError, match="cannot be made: TypeError") as error:
+        build.make_env(EXPERT, FIXED, {"colour": "red"})
+    assert "robosuite-lift" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "chosen"),
     [

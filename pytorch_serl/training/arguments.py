@@ -30,9 +30,7 @@ def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) ->
     )
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to use, in this order")
     data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
-    data.add_argument(
-        "--env", default=env, help="built-in, panda (docs/simulation.md), or a Gymnasium id, package:Id included"
-    )
+    data.add_argument("--env", default=env, help=build.ENV_HELP)
     data.add_argument(
         "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
     )

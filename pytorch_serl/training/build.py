@@ -16,15 +16,15 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.rewards import return_bounds
+from pytorch_serl.envs import short_names
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.training.robot import Robot, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
-BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
-PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
-ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}  # short names that --env takes beside Gymnasium ids
+ENV_NAMES = short_names()  # that --env takes beside Gymnasium ids
+ENV_HELP = f"{', '.join(ENV_NAMES)} (docs/simulation.md), or a Gymnasium id, package:Id included"
 OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
@@ -242,11 +242,20 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
         settings: further arguments of its constructor.
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
-    settings = ({"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}) | (settings or {})
+    settings = ({"setup_mode": setup_mode} if env_id(name) == ENV_NAMES["built-in"] else {}) | (settings or {})
     try:
         return Robot(gym.make(env_id(name), **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
-        raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
+        there_is = f"; wanted {ENV_HELP}" if _is_unknown(name, error) else ""
+        raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}{there_is}") from error
+
+
+def _is_unknown(name: str, error: Exception) -> bool:
+    """Whether `error` says that nobody has registered an environment of this name, or that its package is missing."""
+    if isinstance(error, ModuleNotFoundError):  # Gymnasium's, or of something that the package itself imports
+        missing = getattr(error.__cause__ or error, "name", None)
+        return f"{env_id(name).rpartition(':')[0]}.".startswith(f"{missing}.")
+    return isinstance(error, gym.error.UnregisteredEnv) or type(error) is gym.error.Error
 
 
 def side_by_side(env: gym.Env, name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> list[gym.Env]:
