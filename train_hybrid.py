@@ -28,11 +28,11 @@ from pytorch_serl.scaling import torchrun
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
-from pytorch_serl.training.arguments import fixed_settings
+from pytorch_serl.training.arguments import fixed_settings as fixed_settings
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import EVALUATION_FILES, FINAL_SEED, evaluate_to_stop, report_evaluation
-from pytorch_serl.training.humans import add_device, has_device, scripted_settings
-from pytorch_serl.training.hybrid_options import choose_for_env
+from pytorch_serl.training.humans import add_device, has_device, scripted_line, scripted_settings
+from pytorch_serl.training.hybrid_options import choose_for_env, run_settings
 from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
@@ -89,7 +89,7 @@ class HybridTraining:
             capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
             limits=limits_for(agent, demos.image_shapes),
-            identity=identity("train_hybrid.py", fixed_settings(args), demos),
+            identity=identity("train_hybrid.py", run_settings(args), demos),
             schedule=Schedule(
                 args.batch_size,
                 args.cta_ratio,
@@ -360,6 +360,8 @@ def run(args, at_the_end):
         at_the_end.callback(close_robots, env)
         choose_for_env(args, task if env is None else env)
         print_settings(vars(args))
+        if args.human == "scripted":
+            print(scripted_line(args))
         if args.learner != "inline" and torchrun.world_size() > 1:
             raise ValueError(
                 f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "

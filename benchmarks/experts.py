@@ -22,7 +22,7 @@ from pytorch_serl.envs.human.scripted import ScriptedHuman  # noqa: E402
 
 PREFIX = "pytorch_serl/"
 FIRST_SEED = 2_000_000
-PATIENCE = 0.4  # s, what the scripted human's 4 steps are at 10 Hz
+PATIENCE = 0.4  # s, train_hybrid.py's default
 
 
 class Watcher(ScriptedHuman):
@@ -34,10 +34,10 @@ class Watcher(ScriptedHuman):
 
     def step(self, action):
         result = self.env.step(action)
-        self._watch()
-        if self._stalled >= self.patience:
+        self._watch.look()
+        if self._watch.stalled >= self.patience:
             self.takeovers += 1
-            self._start_watch()
+            self._watch.start()
         return result
 
 

@@ -146,7 +146,7 @@ def test_recorded_corrected_and_evaluated(tmp_path, capsys):
     assert f"--env {SIMULATED}" in capsys.readouterr().out
     ExpertEnv.made = 0
     out = tmp_path / "run"
-    train_hybrid.main(words(demos, out, patience=1, burst=[6, 6], human_noise=0, final_episodes=4))
+    train_hybrid.main(words(demos, out, patience=0.1, burst=[0.6, 0.6], human_noise=0, final_episodes=4))
     said = capsys.readouterr().out
     assert ExpertEnv.made == 3 and "begins where no demo begins" not in said
     chosen = settings(out)
@@ -177,13 +177,28 @@ def test_recorded_corrected_and_evaluated(tmp_path, capsys):
 
 
 def test_the_human_of_the_options(demos, tmp_path):
-    args = train_hybrid.parse_args(words(demos, tmp_path, patience=2, burst=[3, 3], human_noise=0))
+    args = train_hybrid.parse_args(words(demos, tmp_path, patience=0.2, burst=[0.3, 0.3], human_noise=0))
     human = build.add_human(gym.make(SIMULATED), "scripted", 0, **train_hybrid.scripted_settings(args))
     human.reset(seed=1)
     helped = ["intervene_action" in human.step(np.zeros(6, np.float32))[4] for _ in range(7)]
     assert helped == [False, False, True, True, True, False, False]
     human.reset(seed=1, options={"evaluation": True})
     assert not any("intervene_action" in human.step(np.zeros(6, np.float32))[4] for _ in range(12))
+
+
+@pytest.mark.parametrize(
+    ("fps", "control_hz", "rate"),
+    [(40, None, 40), (12.5, None, 12.5), (None, None, 10), (None, 20, 20), (40, 20, 40), (0, None, 10), ("a", 5, 5)],
+)
+def test_the_humans_times_are_seconds_of_the_environment(fps, control_hz, rate, demos, tmp_path):
+    """Its own rate says what a step is; where it says nothing, the rate that it is kept at."""
+    env = build.make_env(SIMULATED, FIXED, {"fps": fps})
+    env.control_hz = control_hz
+    assert build.steps_per_second(env, control_hz) == rate
+    human = build.add_human(env, "scripted", 0)
+    assert human.patience == round(0.4 * rate) and human.burst == (round(0.8 * rate), round(1.2 * rate))
+    short = build.add_human(env, "scripted", 0, patience=0.001, burst=(0.001, 0.1))
+    assert short.patience == 1 and short.burst == (1, max(1, round(0.1 * rate)))
 
 
 def test_an_expert_is_seeded_by_its_protocol():
@@ -198,8 +213,10 @@ def test_an_expert_is_seeded_by_its_protocol():
 BAD = {
     "word": ({"env_args": ["offset"]}, "--env_args: got 'offset', wanted KEY=VALUE"),
     "argument": ({"env_args": ["colour=red"]}, "cannot be made: TypeError"),
-    "patience": ({"patience": 0}, "--patience is 0; wanted 1 step or more"),
-    "burst": ({"burst": [5, 3]}, "--burst is [5, 3]; wanted two numbers of steps"),
+    "patience": ({"patience": 0}, "--patience is 0.0; wanted seconds, more than 0"),
+    "no patience": ({"patience": "nan"}, "--patience is nan; wanted seconds"),
+    "burst": ({"burst": [0.5, 0.3]}, "--burst is [0.5, 0.3]; wanted two times in seconds"),
+    "endless burst": ({"burst": [1, "inf"]}, "--burst is [1.0, inf]; wanted two times in seconds"),
     "noise": ({"human_noise": -1}, "--human_noise is -1.0; wanted 0 or more"),
     "final": ({"final_episodes": 0}, "--final_episodes is 0; wanted 1 or more"),
 }
@@ -228,7 +245,9 @@ def test_an_expert_that_would_be_interrupted_is_told():
     bad = check_expert(gym.make("tests.expert_env:Stalling-v0"), episodes=3, seed=7)
     assert bad.interruptions == {7: [4], 8: [4], 9: [4]} and bad.longest_stall == 8
     assert "WARNING" in str(bad) and "interrupted him 3 times, in 3 episodes (first: seed 7, step 4)" in str(bad)
-    assert "--patience 9" in str(bad)
+    assert "--patience 0.9 (seconds)" in str(bad)
+    fast = check_expert(gym.make("tests.expert_env:Stalling-v0"), 3, seed=7, rate=40)
+    assert "--patience 0.225 (seconds)" in str(fast)
     assert not check_expert(gym.make("tests.expert_env:Stalling-v0"), 3, patience=9).interruptions
 
 
@@ -240,6 +259,17 @@ def test_check_lets_a_simulated_expert_act(env, said, tmp_path, capsys):
     assert ("the expert alone solved 10 of 10 episodes" in capsys.readouterr().out) == said
     record_demos.main(command(line | {"human": "scripted"}))
     assert "the expert alone solved 10 of 10 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fps", "patience", "stalls"), [(10, 0.4, True), (40, 0.1, True), (40, 0.4, False), (10, 0.9, False)]
+)
+def test_a_check_is_as_patient_as_the_human_at_the_rate(fps, patience, stalls, tmp_path, capsys):
+    line = {"env": "tests.expert_env:Stalling-v0", "setup_mode": FIXED, "output_dir": tmp_path, "check": True}
+    record_demos.main(command(line | {"env_args": [f"fps={fps}"], "patience": patience}))
+    said = capsys.readouterr().out
+    assert ("would have interrupted him" in said) == stalls, said
+    assert (f"--patience {9 / fps:.3g}" in said) == stalls
 
 
 # ---------------------------------------------------------------- resume, and an evaluation cut off
@@ -255,8 +285,32 @@ def test_a_checkpoint_of_before_these_options_goes_on(demos, tmp_path, capsys):
     assert content(tmp_path)["step"] == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        train_hybrid.main(words(demos, tmp_path, max_steps=3, resume=True, patience=9))
-    assert "--patience was 4, is 9" in capsys.readouterr().err
+        train_hybrid.main(words(demos, tmp_path, max_steps=3, resume=True, patience=0.9))
+    assert "--patience was 4, is 9 (steps" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_the_scripted_humans_times_in_steps_goes_on(demos, tmp_path, capsys):
+    """Earlier versions had them so, whatever the rate: at 40 Hz, the same steps are other seconds."""
+    fast = {"env_args": ["fps=40"]}
+    train_hybrid.main(words(demos, tmp_path, max_steps=1, **fast))
+    assert "after 0.4 s (16 steps of this environment) without progress, for 0.8 to 1.2 s (32 to 48" in (
+        capsys.readouterr().out
+    )
+    saved = content(tmp_path)
+    assert (saved["identity"]["settings"]["patience"], saved["identity"]["settings"]["burst"]) == (16, [32, 48])
+    assert settings(tmp_path)["patience"] == 0.4 and settings(tmp_path)["steps_per_second"] == 40
+    saved["identity"]["settings"] |= {"patience": 4, "burst": [8, 12]}
+    torch.save(saved, tmp_path / "last.pt")
+    with pytest.raises(SystemExit):
+        train_hybrid.main(words(demos, tmp_path, max_steps=2, resume=True, **fast))
+    assert "--burst was [8, 12], is [32, 48] (steps" in capsys.readouterr().err
+    same = {"patience": 0.1, "burst": [0.2, 0.3]}
+    train_hybrid.main(words(demos, tmp_path, max_steps=2, resume=True, **fast, **same))
+    train_hybrid.main(words(demos, tmp_path / "alone", max_steps=1, human="env", **fast))
+    saved = content(tmp_path / "alone")
+    saved["identity"]["settings"] |= {"patience": 4, "burst": [8, 12]}
+    torch.save(saved, tmp_path / "alone" / "last.pt")  # where he never acted, it does not matter
+    train_hybrid.main(words(demos, tmp_path / "alone", max_steps=2, resume=True, human="env", **fast))
 
 
 def test_what_is_fixed_follows_from_the_options(demos, tmp_path):
