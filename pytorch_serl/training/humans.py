@@ -34,7 +34,7 @@ def add_patience(group: argparse._ArgumentGroup) -> None:
         "--patience",
         type=float,
         default=PATIENCE / RATE,
-        help="seconds (steps of the environment, by its rate) without progress before the scripted human takes over; in a --check, too",
+        help="seconds without progress (steps, by the environment's rate) before the scripted human takes over",
     )
 
 
@@ -85,10 +85,7 @@ def check_human(args: argparse.Namespace, parser) -> None:
         limits["patience"] = (0 < args.patience <= 3600, "seconds, more than 0")
     if "burst" in args:
         limits |= {
-            "burst": (
-                0 < args.burst[0] <= args.burst[1] <= 3600,
-                "two times in seconds, the first not above the other",
-            ),
+            "burst": (0 < args.burst[0] <= args.burst[1] <= 3600, "two times in seconds, the first the shorter one"),
             "human_noise": (args.human_noise >= 0, "0 or more"),
         }
     parser.require(args, limits)
@@ -115,12 +112,13 @@ def add_device(
         from pytorch_serl.envs.human.keyboard import HELP, KeyboardHuman, Terminal
 
         return KeyboardHuman(env, Terminal(), **settings), HELP
-    if args.human == "gamepad":
-        from pytorch_serl.envs.human.gamepad import HELP, Gamepad, GamepadHuman
-
-        return GamepadHuman(env, Gamepad(), **settings), HELP
     from pytorch_serl.envs.human.device import HELP, DeviceHuman, load_device, terminal_keys
 
+    if args.human == "gamepad":
+        from pytorch_serl.envs.human import gamepad
+
+        made = gamepad.GamepadHuman(env, gamepad.Gamepad(), keys=terminal_keys(), **settings)
+        return made, f"{gamepad.HELP} | {HELP}"
     if args.human == "spacemouse":
         from pytorch_serl.envs.human import spacemouse
 

@@ -105,10 +105,11 @@ class ExpertCheck:
         if not self.interruptions:
             return text + f"not have interrupted him (longest time without progress: {self.longest_stall} steps)"
         seed, steps = next(iter(self.interruptions.items()))
+        enough = (self.longest_stall + 1) / self.rate
         return (
             f"WARNING: {text}have interrupted him {sum(map(len, self.interruptions.values()))} times, in "
             f"{len(self.interruptions)} episodes (first: seed {seed}, step {steps[0]}); his steps_to_go() has to fall "
-            f"steadily, by {PROGRESS} and more, while he acts, or give --patience {(self.longest_stall + 1) / self.rate:.3g} (seconds)"
+            f"steadily, by {PROGRESS} and more, while he acts, or give --patience {enough:.3g} (seconds)"
         )
 
 
