@@ -11,7 +11,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 """
 
 import argparse
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -41,6 +40,7 @@ from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
     LAST,
+    Clock,
     MetricLogger,
     check_run_dir,
     hold_run_dir,
@@ -68,8 +68,10 @@ SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first e
 class HybridTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None):
-        """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown."""
+    def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None, clock=None):
+        """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown. `clock`: the
+        run's, from its start."""
+        self.clock = clock or Clock()
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
         self.waits = args.simulated and not args.control_hz
@@ -128,7 +130,6 @@ class HybridTraining:
             else:
                 self.learner = RemoteLearner(agent, **learning)
         self.alarms = build.make_alarms(demos, agent)
-        self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; solved: an evaluation says stop
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "solved": False, "minutes": 0.0}
 
@@ -177,9 +178,10 @@ class HybridTraining:
         result, solved = evaluate_to_stop(
             policy, self.eval_env, self.args.eval_episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
-        tqdm.write(f"step {step:,}: {result}; {self.minutes():.1f} min")
+        minutes = self.clock.minutes()
+        tqdm.write(f"step {step:,}: {result}; {minutes:.1f} min")
         with uninterrupted():
-            log.log(step, {"eval_success": result.success_rate, "minutes": self.minutes()})
+            log.log(step, {"eval_success": result.success_rate, "minutes": minutes})
             if solved or result.success_rate >= self.progress["best"]:
                 self.progress |= {"best": result.success_rate, "best_step": step}
                 self.learner.save_averaged(self.save_dir / BEST)
@@ -201,7 +203,7 @@ class HybridTraining:
         print(f"\n{reason}: environment step {step:,} is saved in {path}; continue with --resume")
 
     def state(self):
-        self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
+        self.progress |= {"minutes": self.clock.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
         return dict(self.progress)  # a copy: a learner in another process gets it later
 
     def load(self):
@@ -210,9 +212,6 @@ class HybridTraining:
         self.progress |= saved  # a run of an older version may lack an entry
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
         return self.recover(step)
-
-    def minutes(self):
-        return self.minutes_before + (time.monotonic() - self.started) / 60
 
     def draw(self, log):
         panels = {
@@ -229,7 +228,7 @@ class HybridTraining:
 
     def run(self, step, log):
         """Pretrain, then act and learn from `step` on; returns the last step. Ctrl-C saves and says where."""
-        self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
+        self.clock.before = self.progress["minutes"]
         catch_stops()
         bar = None
         try:
@@ -335,7 +334,7 @@ def main(argv=None):
 
 def run(args, at_the_end):
     """The run that the options describe; `at_the_end` takes what closes the environments."""
-    save_dir = Path(args.save_dir or SAVE_DIR)
+    save_dir, clock = Path(args.save_dir or SAVE_DIR), Clock()
     with user_errors():
         # seeds
         torchrun.check_options(args.device, args.batch_size)
@@ -399,12 +398,12 @@ def run(args, at_the_end):
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)
-            report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED)
+            report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED, sampled=args.sampled)
             return
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
-        training = HybridTraining(args, agent, demos, save_dir, env, envs, view)
+        training = HybridTraining(args, agent, demos, save_dir, env, envs, view, clock)
         step = training.load() if args.resume else 0
         if not args.resume:
             training.learner.store_demos(demos)
@@ -419,12 +418,13 @@ def run(args, at_the_end):
     with user_errors((ContractError,)):
         step = training.run(step, log)
     print(
-        f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
+        f"{step:,} environment steps, {clock.minutes():.1f} minutes; best policy: {save_dir / BEST} "
         f"(step {training.progress['best_step']:,})"
     )
     agent.load(save_dir / BEST)
     with user_errors((ContractError,)):
-        report_evaluation(agent, envs, args.final_episodes, save_dir, seed=FINAL_SEED, run=training.run_episodes)
+        settings = {"seed": FINAL_SEED, "run": training.run_episodes, "sampled": args.sampled}
+        report_evaluation(agent, envs, args.final_episodes, save_dir, **settings)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Environments that nobody here wrote: what they say of themselves, their experts, evaluations, their arguments."""
 
 import json
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ import train_hybrid
 import train_offline
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.envs.human.scripted import ScriptedHuman, check_expert
-from pytorch_serl.training import build
+from pytorch_serl.training import build, run
 from pytorch_serl.training.arguments import MAY_CHANGE
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, report_evaluation
 from pytorch_serl.utils.files import load_checkpoint
@@ -233,6 +234,65 @@ def test_options_of_an_environment_need_one(demos, tmp_path, capsys):
     for option, value in (("final_episodes", 3), ("env_args", "a=1")):
         line = command(offline | {option: value})
         refused(train_offline, capsys, f"--{option} needs an environment; give --env as well", line)
+
+
+@pytest.mark.parametrize("sampled", [True, False, None])
+def test_the_sampled_pass_is_on_request(sampled, demos, tmp_path, capsys):
+    option = [] if sampled is None else ["--sampled" if sampled else "--no-sampled"]
+    passes = {"deterministic"} | ({"sampled"} if sampled is not False else set())
+    train_hybrid.main([*words(demos, tmp_path, max_steps=1), *option])
+    assert json.loads((tmp_path / "evaluation.json").read_text()).keys() == passes
+    evaluated = words(demos, tmp_path / "again", eval_ckpt=tmp_path / "best.pt")
+    train_hybrid.main([*evaluated, *option])
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text()).keys() == passes
+    offline = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": tmp_path / "off"}
+    offline |= {"views": 1, "env": SIMULATED, "max_steps": 1, "batch_size": 4, "device": "cpu", "eval_episodes": 1}
+    train_offline.main([*command(offline), *option])
+    assert json.loads((tmp_path / "off" / "evaluation.json").read_text()).keys() == passes
+    assert FINAL_SEED in {seed for seed, _ in ExpertEnv.resets}
+    if sampled is False:
+        capsys.readouterr()
+        line = [*command(offline | {"env": None, "eval_episodes": None}), "--overwrite", *option]
+        refused(train_offline, capsys, "--no-sampled needs an environment; give --env as well", line)
+
+
+@pytest.mark.parametrize("script", [train_hybrid, train_offline])
+def test_minutes_are_those_on_the_wall_since_the_first_start(script, demos, tmp_path, monkeypatch, capsys):
+    """Encoding, pretraining and evaluations are in them, resumptions are added; everywhere the same."""
+    now = [5000.0]
+
+    def takes(minutes, place, name):
+        real = getattr(place, name)
+
+        def slow(*args, **options):
+            now[0] += 60 * minutes
+            return real(*args, **options)
+
+        monkeypatch.setattr(place, name, slow)
+
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    takes(100, build, "add_demos")
+    takes(1000, build, "make_agent")
+    takes(10, script, "evaluate_to_stop")
+    takes(100_000, script, "report_evaluation")
+    line = words(demos, tmp_path, max_steps=2, eval_every=1)
+    if script is train_offline:
+        drop = {"--pretrain_steps", "--training_starts", "--buffer_capacity"}
+        line = [w for i, w in enumerate(line) if w not in drop and line[i - 1] not in drop]
+    script.main(line)
+    said = capsys.readouterr().out
+    rows = [row["minutes"] for row in map(json.loads, open(tmp_path / "metrics.jsonl")) if "minutes" in row]
+    first = 1000 + 100 + 10  # made, encoded, evaluated
+    assert rows == [first + 10 * i for i in range(len(rows))] and len(rows) >= 2, rows
+    assert f"; {rows[0]:.1f} min" in said and f", {rows[-1]:.1f} minutes" in said
+    assert content(tmp_path)["progress"]["minutes"] == rows[-1]
+
+    now[0] += 1e6  # nobody was training
+    line[line.index("--max_steps") + 1] = "3"
+    script.main([*line, "--resume"])
+    again = [row["minutes"] for row in map(json.loads, open(tmp_path / "metrics.jsonl")) if "minutes" in row]
+    assert again == [*rows, rows[-1] + 1000 + 10]
+    assert f", {again[-1]:.1f} minutes" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the expert alone
