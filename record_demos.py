@@ -25,7 +25,14 @@ from pytorch_serl.data.demos import SETUP_MODES, read_demos
 from pytorch_serl.data.episode_files import FOLDER, EpisodeWriter
 from pytorch_serl.envs.human.scripted import check_expert
 from pytorch_serl.training import build, recording
-from pytorch_serl.training.humans import add_device, add_human_arguments, check_human, has_device
+from pytorch_serl.training.humans import (
+    add_device,
+    add_human_arguments,
+    add_patience,
+    check_human,
+    has_device,
+    scripted_steps,
+)
 from pytorch_serl.training.recording import RECORD_SEED
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 from pytorch_serl.training.view import View, add_view_arguments, viewed
@@ -41,7 +48,7 @@ MAX_FAILURES = 100  # an expert who fails so often in a row cannot do it
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     where = parser.add_argument_group("environment and files")
-    where.add_argument("--env", default="built-in", help="built-in, panda, or a Gymnasium id, package:Id included")
+    where.add_argument("--env", default="built-in", help=build.ENV_HELP)
     where.add_argument(
         "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
     )
@@ -73,6 +80,7 @@ def parse_args(argv=None):
         action="store_true",
         help="check the environment, and its expert where he steers, write cameras.png, and end",
     )
+    add_patience(what)
     args = parser.parse_args(argv)
     limits = {
         "num_demos": (args.num_demos >= 1, "1 or more"),
@@ -270,7 +278,9 @@ def main(argv=None):
             look(env, args, cameras, folder)
             if args.check:
                 if args.human == "scripted":
-                    print(check_expert(env, CHECKED_EPISODES, RECORD_SEED, args.noise))
+                    rate = build.steps_per_second(env, args.control_hz)
+                    patience = scripted_steps(args.patience, (), rate)["patience"]
+                    print(check_expert(env, CHECKED_EPISODES, RECORD_SEED, args.noise, patience, rate=rate))
                 return
             env = beside_human(env, args)
             at_the_end.callback(env.close)  # the device, too; the environment below it is closed once

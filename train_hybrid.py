@@ -12,7 +12,6 @@ Before it learns online it clones the demos for a moment (--pretrain_steps; 0 is
 
 import argparse
 import math
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from pytorch_serl.scaling import torchrun
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
-from pytorch_serl.training.arguments import fixed_settings
+from pytorch_serl.training.arguments import fixed_settings as fixed_settings
 from pytorch_serl.training.checkpoint import identity
 from pytorch_serl.training.evaluate import (
     EVAL_SEED,
@@ -39,8 +38,8 @@ from pytorch_serl.training.evaluate import (
     evaluate_to_stop,
     report_evaluation,
 )
-from pytorch_serl.training.humans import add_device, has_device, scripted_settings
-from pytorch_serl.training.hybrid_options import choose_for_env
+from pytorch_serl.training.humans import add_device, has_device, scripted_line, scripted_settings
+from pytorch_serl.training.hybrid_options import choose_for_env, run_settings
 from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
@@ -49,6 +48,7 @@ from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
     LAST,
+    Clock,
     MetricLogger,
     check_run_dir,
     hold_run_dir,
@@ -77,8 +77,10 @@ SCREEN_MARGIN = 0.07  # an evaluation this far below --stop_at after its first e
 class HybridTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None):
-        """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown."""
+    def __init__(self, args, agent, demos, save_dir, env, eval_env=None, view=None, clock=None):
+        """`eval_env`: what `eval_env` returned; None: `env` itself. `view`: where the cameras are shown. `clock`: the
+        run's, from its start."""
+        self.clock = clock or Clock()
         self.args, self.agent, self.save_dir = args, agent, save_dir
         self.eval_env, self.run_episodes = eval_env or env, evaluate  # here, in this process
         self.waits = args.simulated and not args.control_hz
@@ -98,7 +100,7 @@ class HybridTraining:
             capacity=args.buffer_capacity,
             demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
             limits=limits_for(agent, demos.image_shapes),
-            identity=identity("train_hybrid.py", fixed_settings(args), demos),
+            identity=identity("train_hybrid.py", run_settings(args), demos),
             schedule=Schedule(
                 args.batch_size,
                 args.cta_ratio,
@@ -139,7 +141,6 @@ class HybridTraining:
             else:
                 self.learner = RemoteLearner(agent, **learning)
         self.alarms = build.make_alarms(demos, agent)
-        self.started, self.minutes_before = time.monotonic(), 0.0
         # best: the highest success rate; solved: an evaluation says stop
         self.progress = {"evaluated": -1, "best": -1.0, "best_step": 0, "solved": False, "minutes": 0.0}
 
@@ -192,13 +193,11 @@ class HybridTraining:
             policy, self.eval_env, episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
         sampled = self.run_episodes(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
-        tqdm.write(
-            f"step {step:,}: {result}; sampled {sampled.successes} of {sampled.episodes}; {self.minutes():.1f} min"
-        )
+        minutes = self.clock.minutes()
+        tqdm.write(f"step {step:,}: {result}; sampled {sampled.successes} of {sampled.episodes}; {minutes:.1f} min")
         with uninterrupted():
-            figures = {"eval_success": result.success_rate, "eval_sampled": sampled.success_rate}
-            apart = self.alarms.check_sampled(step, result, sampled)
-            log.log(step, figures | apart | {"minutes": self.minutes()})
+            figures = {"eval_success": result.success_rate, "eval_sampled": sampled.success_rate, "minutes": minutes}
+            log.log(step, figures | self.alarms.check_sampled(step, result, sampled))
             if solved or result.success_rate >= self.progress["best"]:
                 self.progress |= {"best": result.success_rate, "best_step": step}
                 self.learner.save_averaged(self.save_dir / BEST)
@@ -220,7 +219,7 @@ class HybridTraining:
         print(f"\n{reason}: environment step {step:,} is saved in {path}; continue with --resume")
 
     def state(self):
-        self.progress |= {"minutes": self.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
+        self.progress |= {"minutes": self.clock.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
         return dict(self.progress)  # a copy: a learner in another process gets it later
 
     def load(self):
@@ -229,9 +228,6 @@ class HybridTraining:
         self.progress |= saved  # a run of an older version may lack an entry
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
         return self.recover(step)
-
-    def minutes(self):
-        return self.minutes_before + (time.monotonic() - self.started) / 60
 
     def draw(self, log):
         panels = {
@@ -248,7 +244,7 @@ class HybridTraining:
 
     def run(self, step, log):
         """Pretrain, then act and learn from `step` on; returns the last step. Ctrl-C saves and says where."""
-        self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
+        self.clock.before = self.progress["minutes"]
         catch_stops()
         bar = None
         try:
@@ -354,7 +350,7 @@ def main(argv=None):
 
 def run(args, at_the_end):
     """The run that the options describe; `at_the_end` takes what closes the environments."""
-    save_dir = Path(args.save_dir or SAVE_DIR)
+    save_dir, clock = Path(args.save_dir or SAVE_DIR), Clock()
     with user_errors():
         # seeds
         torchrun.check_options(args.device, args.batch_size)
@@ -379,6 +375,8 @@ def run(args, at_the_end):
         at_the_end.callback(close_robots, env)
         choose_for_env(args, task if env is None else env)
         print_settings(vars(args))
+        if args.human == "scripted":
+            print(scripted_line(args))
         if args.learner != "inline" and torchrun.world_size() > 1:
             raise ValueError(
                 f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
@@ -416,12 +414,12 @@ def run(args, at_the_end):
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)
-            report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED)
+            report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED, sampled=args.sampled)
             return
         if args.init_ckpt:
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
-        training = HybridTraining(args, agent, demos, save_dir, env, envs, view)
+        training = HybridTraining(args, agent, demos, save_dir, env, envs, view, clock)
         step = training.load() if args.resume else 0
         if not args.resume:
             training.learner.store_demos(demos)
@@ -436,12 +434,13 @@ def run(args, at_the_end):
     with user_errors((ContractError,)):
         step = training.run(step, log)
     print(
-        f"{step:,} environment steps, {training.progress['minutes']:.1f} minutes; best policy: {save_dir / BEST} "
+        f"{step:,} environment steps, {clock.minutes():.1f} minutes; best policy: {save_dir / BEST} "
         f"(step {training.progress['best_step']:,})"
     )
     agent.load(save_dir / BEST)
     with user_errors((ContractError,)):
-        report_evaluation(agent, envs, args.final_episodes, save_dir, seed=FINAL_SEED, run=training.run_episodes)
+        settings = {"seed": FINAL_SEED, "run": training.run_episodes, "sampled": args.sampled}
+        report_evaluation(agent, envs, args.final_episodes, save_dir, **settings)
 
 
 if __name__ == "__main__":

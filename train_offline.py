@@ -48,6 +48,7 @@ from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
     LAST,
+    Clock,
     MetricLogger,
     Parser,
     check_run_dir,
@@ -114,6 +115,8 @@ def resolve(args, parser):
         parser.error("--eval_episodes needs an environment; give --env as well")
     if args.final_episodes is not None and not args.env:
         parser.error("--final_episodes needs an environment; give --env as well")
+    if not args.sampled and not args.env:
+        parser.error("--no-sampled needs an environment; give --env as well")
     if args.env_args and not args.env:
         parser.error("--env_args needs an environment; give --env as well")
     if args.control_hz is not None and not args.env:
@@ -147,7 +150,9 @@ def describe_split(train, held_out):
 class OfflineTraining:
     """The state of one run and the steps of its loop."""
 
-    def __init__(self, args, agent, save_dir, demos, env):
+    def __init__(self, args, agent, save_dir, demos, env, clock=None):
+        """`clock`: the run's, from its start."""
+        self.clock = clock or Clock()
         self.args, self.agent, self.save_dir, self.env = args, agent, save_dir, env
         self.update = torchrun.shared_update(agent)
         self.update_options = UPDATES[args.algo]
@@ -188,11 +193,11 @@ class OfflineTraining:
 
     def evaluate(self, step, log):
         """Success rate or held-out error of the averaged policy, best.pt, curves, checkpoint."""
-        figures, now = {"minutes": self.minutes()}, {"evaluated": step}
+        figures, now = {}, {"evaluated": step}
         texts, policy = [], self.agent.averaged()
         if len(self.held_out):
             figures |= held_out_errors(policy, self.held_out)
-            texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if k != "minutes"))
+            texts.append(", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items()))
         if self.env:
             try:
                 result, solved = evaluate_to_stop(policy, self.env, self.args.eval_episodes, self.args.stop_at)
@@ -211,6 +216,7 @@ class OfflineTraining:
             better = False
         if better:
             now |= {"best": figures["eval_success" if self.env else "held_out_error"], "best_step": step}
+        figures["minutes"] = self.clock.minutes()
         tqdm.write(f"update {step:,}: " + "; ".join([*texts, f"{figures['minutes']:.1f} min"]))
         with uninterrupted():
             self.progress |= now
@@ -226,14 +232,11 @@ class OfflineTraining:
         The policy of lowest held-out error is a bad choice (robomimic, arXiv 2108.03298: success goes on rising while
         that error rises), so without success rates the last policy counts as the best.
         """
-        self.progress["minutes"] = self.minutes()
+        self.progress["minutes"] = self.clock.minutes()
         self.update.check()
         if not self.env:
             self.agent.averaged().save_policy(self.save_dir / BEST)
         return self.checkpoint.save(step, self.progress)
-
-    def minutes(self):
-        return self.minutes_before + (time.monotonic() - self.started) / 60
 
     def draw(self, log):
         panels = {
@@ -251,7 +254,7 @@ class OfflineTraining:
     def run(self, step, log):
         """The loop from `step` on; returns the last step. Ctrl-C saves the last whole update and says where."""
         args, first = self.args, step
-        self.started, self.minutes_before = time.monotonic(), self.progress["minutes"]
+        self.clock.before = self.progress["minutes"]
         catch_stops()
         bar = tqdm(total=args.max_steps, initial=step, unit="update", desc="training", mininterval=1)
         try:
@@ -309,7 +312,7 @@ def main(argv=None):
 
 def run(args, at_the_end):
     """The run that the options describe; `at_the_end` takes what closes the environments."""
-    save_dir = Path(args.save_dir)
+    save_dir, clock = Path(args.save_dir), Clock()
     with user_errors():
         # settings, seeds
         check_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
@@ -355,7 +358,7 @@ def run(args, at_the_end):
             trainable=args.train_backbone,
         )
         print(build.describe_agent(agent))
-        training = OfflineTraining(args, agent, save_dir, demos, env)
+        training = OfflineTraining(args, agent, save_dir, demos, env, clock)
         step, saved = training.checkpoint.load() if args.resume else (0, {})
         training.progress |= saved  # a run of an older version may lack an entry
         if not args.resume:
@@ -372,12 +375,12 @@ def run(args, at_the_end):
         step = training.run(step, log)
     if step < args.max_steps:
         print(f"stopped early: {training.stop_reason()}")
-    summary = f"{step:,} updates, {training.progress['minutes']:.1f} minutes"
+    summary = f"{step:,} updates, {clock.minutes():.1f} minutes"
     if env:
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
         with user_errors((ContractError,)):
-            report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED)
+            report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED, sampled=args.sampled)
     else:
         print(
             f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "

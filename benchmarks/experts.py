@@ -22,7 +22,7 @@ from pytorch_serl.envs.human.scripted import check_expert  # noqa: E402
 
 PREFIX = "pytorch_serl/"
 FIRST_SEED = 2_000_000
-PATIENCE = 0.4  # s, what the scripted human's 4 steps are at 10 Hz
+PATIENCE = 0.4  # s, train_hybrid.py's default
 
 
 def main():

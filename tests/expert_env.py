@@ -26,13 +26,14 @@ class ExpertEnv(gym.Env):
 
     made, resets = 0, []
 
-    def __init__(self, simulated=None, eval_copies=None, expert=True, stall=0, offset=0.0):
+    def __init__(self, simulated=None, eval_copies=None, expert=True, stall=0, offset=0.0, fps=None):
         ExpertEnv.made += 1
         if simulated is not None:
             self.simulated = simulated
         if eval_copies is not None:
             self.eval_copies = eval_copies
         self.stall, self.offset = stall, offset
+        self.metadata = self.metadata | ({} if fps is None else {"render_fps": fps})
         if expert:
             self.scripted_expert = lambda noise, seed: Expert(self, noise, seed)
         image = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)

@@ -91,3 +91,4 @@ def refused(script, capsys, message, command):
     lines = capsys.readouterr().err.strip().splitlines()
     assert error.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     assert message in lines[0], lines[0]
+    return lines[0]

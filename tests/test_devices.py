@@ -1,5 +1,8 @@
 """Space mice and devices of one's own: who steers, what is executed, accidents; against fakes of their interfaces."""
 
+import os
+import signal
+import threading
 import types
 
 import gymnasium as gym
@@ -10,6 +13,7 @@ from pytorch_serl.envs.human import device as device_module
 from pytorch_serl.envs.human import spacemouse
 from pytorch_serl.envs.human.device import DeviceGone, DeviceHuman, load_device
 from pytorch_serl.envs.human.spacemouse import SpaceMice
+from pytorch_serl.utils.signals import stop_if_told, uninterrupted
 
 
 class FakeMouse:
@@ -160,6 +164,39 @@ def test_a_mouse_that_is_pulled_out_stops_the_robot_until_it_is_back(clock):
     assert any("gone" in line and "nothing is commanded" in line for line in lines) and "the device is back" in lines
 
 
+def test_a_mouse_that_comes_back_elsewhere_is_asked_for_again(clock):
+    """Plugged in again, a mouse may have another path; two of them must not be swapped."""
+    lines = []
+    left, right = FakeMouse([{"x": 1.0}, None, {"x": 0.0}]), FakeMouse([])
+    library = FakeLibrary(a=left, b=right)
+    right_read = right.read
+
+    def read_right():
+        if len(lines) == 2 and right.time == 0 and not right.reports:
+            right.reports += [{"z": 0.9}, None, {"z": 0.0}]
+        return right_read()
+
+    right.read = read_right
+    env, made = human(library, entries=14, arms=2, lines=lines)
+    assert made.device.order == ["a", "b"]
+    left.reports[:] = [OSError("read failed")]
+    there = FakeMouse([{"y": 0.9}, None, {"y": 0.0}])
+    library.mice = {"b": right}
+    sleep = device_module.time.sleep
+
+    def plugged_in_elsewhere(seconds):  # after two looks for it
+        sleep(seconds)
+        if len(lines) == 3 and clock[0] > waited + 1:
+            library.mice = {"b": right, "c": there}
+        if lines[-1].startswith("move the space mouse of the right") and len(lines) > 4 and not right.reports:
+            right.reports += [{"z": 0.9}, None, {"z": 0.0}]
+
+    waited, device_module.time.sleep = clock[0], plugged_in_elsewhere
+    made.step(np.zeros(14, np.float32))
+    assert made.device.order == ["c", "b"] and clock[0] > waited + 1 and len(env.told) == 1
+    assert "gone" in lines[2] and lines[-1] == "the device is back"
+
+
 @pytest.mark.parametrize(
     "library, message",
     [
@@ -302,6 +339,70 @@ def test_a_device_of_ones_own_may_be_gone_too(clock):
     _, made = wearing(Glove(REST, DeviceGone("the leader arm is off"), MOVE), lines=lines)
     made.reset()
     assert "intervene_action" in made.step(POLICY)[4] and "the leader arm is off; nothing is commanded" in lines[0]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), EOFError("closed"), ConnectionResetError()])
+def test_any_device_that_is_pulled_out_stops_the_robot_until_it_is_back(error, clock):
+    lines = []
+    env, made = wearing(Glove(REST, MOVE, error, error, error, MOVE, REST), lines=lines)
+    made.reset()
+    made.step(POLICY)
+    before = clock[0]
+    assert "intervene_action" in made.step(POLICY)[4] and len(env.told) == 2  # once, after it came back
+    assert clock[0] >= before + 3 * device_module.RETRY_SECONDS
+    gone = [line for line in lines if "is gone" in line]
+    assert len(gone) == 1 and f"the device is gone ({type(error).__name__}" in gone[0]
+    assert "nothing is commanded" in gone[0] and "the device is back" in lines
+    assert "intervene_action" not in made.step(POLICY)[4]
+
+
+def test_what_the_device_does_wrong_is_no_device_that_is_gone(clock):
+    _, made = wearing(Glove(REST, KeyError("joint")))
+    made.reset()
+    with pytest.raises(KeyError):
+        made.step(POLICY)
+
+
+def test_a_key_goes_on_without_the_device_until_it_is_back(clock):
+    lines = []
+    glove = Glove(REST, OSError("off"), OSError("off"), OSError("off"), MOVE)
+    env, made = wearing(glove, Keys("", "", "", " "), lines)
+    made.reset()
+    before = clock[0]
+    assert "intervene_action" not in made.step(POLICY)[4] and "space goes on without it" in lines[0]
+    assert np.array_equal(env.told[-1], POLICY) and clock[0] >= before + device_module.RETRY_SECONDS
+    asked = len(glove.readings)
+    assert "intervene_action" not in made.step(POLICY)[4]  # at once: it is not asked at every step
+    assert len(glove.readings) == asked and len(lines) == 1
+    for _ in range(2):
+        clock[0] += device_module.RETRY_SECONDS
+        info = made.step(POLICY)[4]
+    assert "intervene_action" in info and "the device is back" in lines
+
+
+def test_in_a_recording_keys_end_the_episode_of_a_device_that_is_gone(clock):
+    """Nobody else could go on with it."""
+    lines = []
+    env, made = wearing(Glove(REST, OSError("off")), Keys("", "", " ", "", "x"), lines)
+    made = made.steered(leads=True)
+    made.reset()
+    _, _, _, truncated, info = made.step(np.zeros(7))
+    assert truncated and info["discard"] and len(env.told) == 1 and not made.keys.keys
+    assert "space" not in lines[-1]
+
+
+def test_a_wait_for_a_device_ends_with_the_first_interrupt(monkeypatch):
+    """Even where interrupts wait for the end of a step."""
+    _, made = wearing(Glove(REST, OSError("off")))
+    made.reset()
+    monkeypatch.setattr(device_module, "RETRY_SECONDS", 0.01)
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        made.step(POLICY)
+    timer.join()
+    with uninterrupted():  # and nothing of it is left
+        stop_if_told()
 
 
 def test_a_device_is_found_by_its_name():

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 
+from pytorch_serl.envs.human import device
+from pytorch_serl.envs.human.device import DeviceGone
 from pytorch_serl.envs.human.gamepad import Gamepad, GamepadHuman
 from tests.runs import ROOT
-from tests.test_keyboard import beside
+from tests.test_keyboard import Typed, beside
 
 LOOK = {"leftx": 0.0, "lefty": 0.0, "rightx": 0.0, "righty": 0.0}
 
@@ -17,10 +19,13 @@ class Held:
     """A pad that is held as told at each look: sticks and buttons; the last look goes on."""
 
     def __init__(self, *looks):
-        self.looks = [(LOOK | sticks, set(buttons.split())) for sticks, buttons in looks]
+        self.looks = [look if isinstance(look, Exception) else (LOOK | look[0], set(look[1].split())) for look in looks]
 
     def read(self):
-        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if isinstance(look, Exception):
+            raise look
+        return look
 
 
 def human(*looks, **options):
@@ -118,4 +123,69 @@ def test_a_press_between_two_looks_is_seen():
         pygame.event.post(pygame.event.Event(pygame.CONTROLLERAXISMOTION, axis=1, value=1, instance_id=0))
     pad.read()
     assert not pygame.event.peek(pygame.CONTROLLERAXISMOTION)
+    pygame.display.quit()
+
+
+@pytest.mark.parametrize("error", [DeviceGone("the gamepad is gone"), OSError("no such device"), EOFError("gone")])
+def test_a_pad_that_is_pulled_out_stops_the_robot_until_it_is_back(error, monkeypatch):
+    monkeypatch.setattr(device, "RETRY_SECONDS", 0.01)
+    full, hold = {"lefty": -1.0}, "rightshoulder"
+    env = human((full, hold), error, error, (full, ""), (full, hold))
+    infos = [env.step(env.policy)[4] for _ in range(3)]
+    assert ["intervene_action" in info for info in infos] == [True, False, True]  # back, he has to take over anew
+    assert len(env.env.actions) == 3
+    assert sum("gone" in line and "nothing is commanded" in line for line in env.lines) == 1
+    assert "the device is back" in env.lines
+
+
+def test_keys_work_beside_a_pad(monkeypatch):
+    monkeypatch.setattr(device, "RETRY_SECONDS", 0.01)
+    still = ({}, "")
+    env = human(still, still, still, OSError("off"), keys=Typed("p", "", "p", "", "p", " ", "Y"))
+    env.step(env.policy)
+    assert env.lines == ["paused; start goes on", "goes on"]
+    env.step(env.policy)  # gone, it waits anyway: p says nothing then
+    assert len(env.env.actions) == 2 and len(env.lines) == 3 and "space goes on without it" in env.lines[2]
+    assert env.step(env.policy)[4]["human_verdict"] == 1.0
+    waits = human(({}, ""), keys=Typed("", "w", " "))
+    waits.wait_until_ready()
+
+
+def test_a_pad_is_found_again_when_it_is_plugged_in():
+    pygame = pytest.importorskip("pygame")
+    pygame.display.init()
+
+    class Device:
+        there = True
+
+        def __init__(self, number):
+            self.number = number
+
+        def attached(self):
+            return self.there
+
+        def get_axis(self, number):
+            return 32767
+
+        get_button = is_controller = None
+
+    class Controllers:
+        count, Controller = 1, Device
+
+        def get_count(self):
+            return self.count
+
+        def is_controller(self, number):
+            return True
+
+    pad = Gamepad.__new__(Gamepad)
+    pad.pygame, pad.controller, pad.device = pygame, Controllers(), Device(0)
+    pad.axes, pad.buttons = {"lefty": 1}, {}
+    assert pad.read()[0] == {"lefty": 1.0}
+    pad.device.there, pad.controller.count = False, 0
+    for _ in range(2):
+        with pytest.raises(DeviceGone, match="the gamepad is gone"):
+            pad.read()
+    pad.controller.count = 1
+    assert pad.read()[0] == {"lefty": 1.0} and pad.device.there
     pygame.display.quit()

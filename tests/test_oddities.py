@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.demos import DataError, read_demos
 from pytorch_serl.data.rewards import reward_kind
 from pytorch_serl.training import backbone, build
 from pytorch_serl.utils.output import print_anything
@@ -100,6 +100,32 @@ def test_rewards_of_every_kind(name, tmp_path):
         assert text in warnings, warnings
     for text in absent:
         assert text not in warnings, warnings
+
+
+@pytest.mark.parametrize("rewards, masks", [([steps(0, 0)], [1]), ([steps(0, -1)], [0]), ([steps(-1, -1)], [1])])
+def test_failures_want_the_successes_beside_them(rewards, masks, tmp_path):
+    """What record_demos.py --keep_failures writes, given alone."""
+    alone = tmp_path / "failed_demos.pkl"
+    transitions = pickle.loads(make_demos(alone, length=LENGTH, size=16).read_bytes())
+    rewarded(rewards, masks)(transitions)
+    alone.write_bytes(pickle.dumps(transitions))
+
+    def said(*paths):
+        try:
+            return "\n".join(read_demos(paths, "image", FIXED).warnings)
+        except DataError as error:
+            assert not any(map(any, rewards)), "only where nothing at all is rewarded"
+            return str(error)
+
+    text = said(alone)
+    assert "all 6 episodes failed" in text and "give the file with the successes as well" in text
+    assert "--demo_paths demos.pkl failed_demos.pkl" in text
+    changed(tmp_path)
+    assert f"--demo_paths {tmp_path / 'demos.pkl'} {alone};" in said(alone)
+    for both in ((tmp_path / "demos.pkl", alone), (alone, tmp_path / "demos.pkl")):
+        text = said(*both)
+        assert "failed" not in text.replace("failed_demos.pkl", "") and "no success can be told" not in text
+        assert "6 of 6 (100.0%) episodes without success" in text
 
 
 def test_files_with_rewards_of_two_kinds(tmp_path):

@@ -86,9 +86,10 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
     image_keys = _as_list("image_keys", image_keys, str)
     if "state" in image_keys:
         raise ValueError("image_keys: got 'state', wanted cameras only; state is read where the file has it")
-    demos = None
+    demos, solved = None, 0
     for path in paths:
         part = _read_file(path, image_keys, setup_mode)
+        solved += oddities.successes(part)
         if demos is None:
             demos = part
             continue
@@ -97,7 +98,8 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
-    _check_rewards(path, demos.transitions)  # of all files: one may hold failures alone
+    if not solved:  # in all files: one may hold failures alone
+        demos.warnings.append(_all_failed(paths, demos))
     return demos
 
 
@@ -257,14 +259,24 @@ def _episode_ids(transitions):
     return np.cumsum(dones) - dones
 
 
-def _check_rewards(path, transitions):
-    if all(transition["rewards"] == 0 for transition in transitions):
-        raise Place(path, 0, len(transitions) - 1).error(
-            "rewards",
-            "0 throughout",
-            "a reward where the task succeeds",
-            "set rewards to 1.0 in the transition that reaches the goal",
-        )
+def _all_failed(paths, demos):
+    """A line on demos in which nothing succeeded. Raises DataError where nothing is rewarded either."""
+    count, rewards = len(np.unique(demos.episode_ids)), rewards_of(demos)
+    with_successes = os.path.join(os.path.dirname(paths[0]), "demos.pkl")
+    there = os.path.exists(with_successes) and not any(os.path.samefile(with_successes, path) for path in paths)
+    both = f"--demo_paths {with_successes} {paths[0]}" if there else "--demo_paths demos.pkl failed_demos.pkl"
+    remedy = (
+        f"give the file with the successes as well ({both}; record_demos.py --keep_failures writes both), or, if these "
+        "did succeed, set rewards to 1.0 in the transition that reaches the goal"
+    )
+    failed = f"all {count} episodes failed" if count > 1 else "its one episode failed"
+    if not rewards.any():
+        place = Place(paths[-1], 0, len(rewards) - 1)
+        raise place.error("rewards", f"0 throughout: {failed}", "a reward where the task succeeds", remedy)
+    kind = kind_of_rewards(demos.transitions, demos.episode_ids)
+    if not (kind.shaped or kind.by_end):
+        failed = f"{describe(kind, rewards)}: none is above an ordinary step's, so no success can be told: {failed}"
+    return f"{paths[-1]}: rewards: {failed}; {remedy}"
 
 
 def _other_rewards(first_path, demos, path, part):

@@ -134,11 +134,6 @@ def _reward_oddities(demos):
     texts = []
     if kind.shaped or kind.by_end:
         texts.append(f"rewards: {describe(kind, rewards)}")
-    elif rewards.max() <= kind.ordinary + SAME and len(rewards) > 1:
-        texts.append(
-            f"rewards: {describe(kind, rewards)}: none is above an ordinary step's, so no success can be told; "
-            "reward the transition that reaches the goal"
-        )
     if np.abs(rewards).max() > 1:
         texts.append(
             f"rewards: {rewards.min():g} to {rewards.max():g}; the defaults (--clone_weight) are meant for 0 and 1 at "
@@ -332,6 +327,12 @@ def succeeds(demos, kind, rows):
 
 def share(count, total):
     return f"{count} of {total} ({count / total:.1%})"
+
+
+def successes(demos):
+    """How many episodes succeeded."""
+    kind = kind_of_rewards(demos.transitions, demos.episode_ids)
+    return sum(succeeds(demos, kind, rows) for rows in episodes_of(demos))
 
 
 def _numbers(noun, numbers):

@@ -4,8 +4,11 @@ Importing this package registers both, so a Gymnasium id that names the package 
 `gym.make('pytorch_serl.envs:pytorch_serl/Tabletop-v0', setup_mode='dual-arm-learned-gripper')`.
 """
 
+import re
+
 import gymnasium as gym
 
+NAMESPACE = "pytorch_serl"
 ENV_ID = "pytorch_serl/Tabletop-v0"
 PANDA_ID = "pytorch_serl/PandaPickCube-v0"  # needs requirements/sim.txt
 
@@ -35,3 +38,18 @@ for _task in ("assembly", "box-close", "coffee-push", "stick-pull", "button-pres
             entry_point=f"{SIMULATORS}.metaworld:MetaWorldEnv",
             kwargs={"task": _task},
         )
+
+SHORT = {ENV_ID: "built-in", PANDA_ID: "panda"}  # the others' follow from their ids
+
+
+def short_names() -> dict[str, str]:
+    """Short name -> Gymnasium id with its package, of all environments that are registered here.
+
+    `pytorch_serl/RobosuiteTwoArmLift-v0` is `robosuite-two-arm-lift`.
+    """
+    ids = [name for name, spec in gym.registry.items() if spec.namespace == NAMESPACE]
+    return {SHORT.get(name) or _short(gym.registry[name].name): f"{__name__}:{name}" for name in ids}
+
+
+def _short(name):
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.replace("MetaWorld", "Metaworld")).lower()

@@ -13,7 +13,7 @@ from pytorch_serl.utils.device import pick_device
 # what a resumed run may have otherwise: where things are, how long and where it runs, how it is watched
 MAY_CHANGE = (
     *("demo_paths", "save_dir", "init_ckpt", "eval_ckpt", "classifier_ckpt", "backbone", "download_backbone"),
-    *("max_steps", "eval_every", "eval_episodes", "final_episodes", "stop_at", "resume", "overwrite"),
+    *("max_steps", "eval_every", "eval_episodes", "final_episodes", "sampled", "stop_at", "resume", "overwrite"),
     *("device", "gpu_learner", "learner", "control_hz", "simulated", "ray_address", "actors", "view", "view_host"),
     *("confirm", "dead_zone", "axis_signs", "axis_scale"),
 )
@@ -30,9 +30,7 @@ def add_data_arguments(parser: Parser, save_dir: str | None, env: str | None) ->
     )
     data.add_argument("--image_keys", nargs="+", required=True, help="cameras to use, in this order")
     data.add_argument("--setup_mode", required=True, choices=SETUP_MODES)
-    data.add_argument(
-        "--env", default=env, help="built-in, panda (docs/simulation.md), or a Gymnasium id, package:Id included"
-    )
+    data.add_argument("--env", default=env, help=build.ENV_HELP)
     data.add_argument(
         "--env_args", nargs="+", default=[], metavar="KEY=VALUE", help="for the environment's constructor"
     )
@@ -77,6 +75,12 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     )
     run.add_argument(
         "--final_episodes", type=int, help="of the final evaluation; default --eval_episodes if given, else 100"
+    )
+    run.add_argument(
+        "--sampled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate at the end with sampled actions, too; without, it takes half the time",
     )
     run.add_argument(
         "--stop_at",

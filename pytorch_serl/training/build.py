@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.rewards import return_bounds
+from pytorch_serl.envs import short_names
+from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuman
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.humans import scripted_steps
 from pytorch_serl.training.robot import Robot, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
-BUILT_IN_ENV = "pytorch_serl.envs:pytorch_serl/Tabletop-v0"
-PANDA_ENV = "pytorch_serl.envs:pytorch_serl/PandaPickCube-v0"
-ENV_NAMES = {"built-in": BUILT_IN_ENV, "panda": PANDA_ENV}  # short names that --env takes beside Gymnasium ids
+ENV_NAMES = short_names()  # that --env takes beside Gymnasium ids
+ENV_HELP = f"{', '.join(ENV_NAMES)} (docs/simulation.md), or a Gymnasium id, package:Id included"
 OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py --train_backbone leaves one
 
 
@@ -216,6 +219,15 @@ def has_expert(task: Any) -> bool:
     return callable(says(task, "scripted_expert", None))
 
 
+def steps_per_second(task: Any, control_hz: float | None = None) -> float:
+    """The rate of the environment: `render_fps` where it says that (Gymnasium), else `control_hz`, else 10.
+
+    In a simulation a step is so much simulated time, however fast `control_hz` lets it run.
+    """
+    fps = says(task, "render_fps", None)
+    return float(fps) if isinstance(fps, int | float) and 0 < fps < math.inf else control_hz or RATE
+
+
 def constructor_args(words: list[str]) -> dict[str, Any]:
     """What --env_args gives an environment's constructor: KEY=VALUE, the value as Python writes it, else a text.
 
@@ -242,11 +254,20 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
         settings: further arguments of its constructor.
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
-    settings = ({"setup_mode": setup_mode} if env_id(name) == BUILT_IN_ENV else {}) | (settings or {})
+    settings = ({"setup_mode": setup_mode} if env_id(name) == ENV_NAMES["built-in"] else {}) | (settings or {})
     try:
         return Robot(gym.make(env_id(name), **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
-        raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}") from error
+        there_is = f"; wanted {ENV_HELP}" if _is_unknown(name, error) else ""
+        raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}{there_is}") from error
+
+
+def _is_unknown(name: str, error: Exception) -> bool:
+    """Whether `error` says that nobody has registered an environment of this name, or that its package is missing."""
+    if isinstance(error, ModuleNotFoundError):  # Gymnasium's, or of something that the package itself imports
+        missing = getattr(error.__cause__ or error, "name", None)
+        return f"{env_id(name).rpartition(':')[0]}.".startswith(f"{missing}.")
+    return isinstance(error, gym.error.UnregisteredEnv) or type(error) is gym.error.Error
 
 
 def side_by_side(env: gym.Env, name: str, setup_mode: str, settings: dict[str, Any] | None = None) -> list[gym.Env]:
@@ -266,18 +287,24 @@ def side_by_side(env: gym.Env, name: str, setup_mode: str, settings: dict[str, A
     return envs
 
 
-def add_human(env: gym.Env, human: str, seed: int, **scripted: Any) -> gym.Env:
+def add_human(
+    env: gym.Env,
+    human: str,
+    seed: int,
+    patience: float = PATIENCE / RATE,
+    burst: tuple[float, float] = (BURST[0] / RATE, BURST[1] / RATE),
+    noise: float = 0.1,
+) -> gym.Env:
     """The environment for training: with the human beside it, or as it is where it has a human of its own.
 
-    `scripted`: further arguments of `ScriptedHuman`.
+    `patience`, `burst`: of `ScriptedHuman`, in seconds, which become steps of this environment.
     """
     if human == "env":
         return env
     if human != "scripted":
         return env.steered()
-    from pytorch_serl.envs.human.scripted import ScriptedHuman
-
-    return ScriptedHuman(env, seed=seed, **scripted)
+    rate = steps_per_second(env, next((robot.control_hz for robot in robots_in(env)), None))
+    return ScriptedHuman(env, seed=seed, noise=noise, **scripted_steps(patience, burst, rate))
 
 
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:

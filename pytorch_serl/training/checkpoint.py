@@ -13,6 +13,7 @@ from pytorch_serl.training.run import BEST, LAST, rng_state, set_rng_state
 from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
 
 PART = {"counters", "tail", "first", "columns", "frames"}
+IN_STEPS = ("patience", "burst")  # settings that are options in seconds
 CONTENT = {"step", "agent", "rng", "progress", "parts", "sampling", "identity"}
 
 
@@ -110,7 +111,11 @@ class RunCheckpoint:
             raise ValueError(f"{path} was written by {saved['script']}, this is {own['script']}")
         names = own["settings"].keys() & saved["settings"].keys()  # another version may know others besides
         pairs = {name: (saved["settings"][name], own["settings"][name]) for name in sorted(names)}
-        changed = [f"--{name} was {then}, is {now}" for name, (then, now) in pairs.items() if then != now]
+        changed = [
+            f"--{name} was {then}, is {now}" + " (steps: seconds times the environment's rate)" * (name in IN_STEPS)
+            for name, (then, now) in pairs.items()
+            if then != now
+        ]
         if changed:
             raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
         if saved["demos"] != own["demos"]:

@@ -283,15 +283,17 @@ def report_evaluation(
     save_dir: Path | None,
     seed: int = FINAL_SEED,
     run: Callable[..., Evaluation] | None = None,
+    sampled: bool = True,
 ) -> dict[str, Evaluation]:
-    """Evaluate deterministically and sampled, print both; with `save_dir` write evaluation.json and evaluation.gif.
+    """Evaluate deterministically, then with `sampled` actions, too, and print it.
 
+    With `save_dir` write evaluation.json and evaluation.gif.
     One that is interrupted, or ended by an error, leaves the episodes that ran until then.
     `run`, if given, does what `evaluate` does, elsewhere.
     """
     results, run = {}, run or evaluate
     try:
-        for name, argmax in (("deterministic", True), ("sampled", False)):
+        for name, argmax in (("deterministic", True), ("sampled", False))[: 1 + sampled]:
             results[name] = run(agent, env, episodes, argmax=argmax, seed=seed, record_episodes=5 if argmax else 0)
             print(f"{name:>13}: {results[name]}", flush=True)
     except BaseException as stop:

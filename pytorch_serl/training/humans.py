@@ -1,13 +1,14 @@
 """Who steers beside the policy: the options that name him, and the environment with him beside it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium as gym
 
 from pytorch_serl.data.actions import num_arms, num_grippers
 from pytorch_serl.envs.human.human import Human
+from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE
 
 DEVICES = ("keyboard", "gamepad", "spacemouse")  # beside package:function
 OTHERS = ("scripted", "env")
@@ -28,25 +29,47 @@ def add_human_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--axis_scale", type=float, default=1.0, help="factor on a space mouse's way")
 
 
+def add_patience(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE / RATE,
+        help="seconds without progress (steps, by the environment's rate) before the scripted human takes over",
+    )
+
+
 def add_scripted_arguments(group: argparse._ArgumentGroup) -> None:
     """When the scripted human takes over, for how long, and how exactly he acts."""
-    group.add_argument(
-        "--patience", type=int, default=4, help="steps without progress before the scripted human takes over"
-    )
+    add_patience(group)
     group.add_argument(
         "--burst",
-        type=int,
+        type=float,
         nargs=2,
-        default=[8, 12],
+        default=[steps / RATE for steps in BURST],
         metavar=("SHORTEST", "LONGEST"),
-        help="steps that he acts before he hands back",
+        help="seconds that he acts before he hands back",
     )
     group.add_argument("--human_noise", type=float, default=0.1, help="on his actions, a standard deviation")
 
 
 def scripted_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_scripted_arguments` as `ScriptedHuman` takes them."""
+    """The options of `add_scripted_arguments` as `build.add_human` takes them, times in seconds."""
     return {"patience": args.patience, "burst": tuple(args.burst), "noise": args.human_noise}
+
+
+def scripted_steps(patience: float, burst: Iterable[float], rate: float) -> dict[str, Any]:
+    """Seconds as `ScriptedHuman` takes them: steps of an environment with `rate` steps per second, one at least."""
+    steps = [max(1, round(seconds * rate)) for seconds in (patience, *burst)]
+    return {"patience": steps[0], "burst": tuple(steps[1:])}
+
+
+def scripted_line(args: argparse.Namespace) -> str:
+    """When the scripted human acts, in seconds and steps."""
+    steps = scripted_steps(args.patience, args.burst, args.steps_per_second)
+    return (
+        "the scripted human takes over after {:g} s ({} steps of this environment) without progress, for {:g} to {:g} "
+        "s ({} to {} steps)".format(args.patience, steps["patience"], *args.burst, *steps["burst"])
+    )
 
 
 def check_human(args: argparse.Namespace, parser) -> None:
@@ -58,10 +81,11 @@ def check_human(args: argparse.Namespace, parser) -> None:
         "axis_signs": (set(args.axis_signs) <= {-1, 1}, "six times 1 or -1"),
         "axis_scale": (args.axis_scale > 0, "a factor above 0"),
     }
+    if "patience" in args:
+        limits["patience"] = (0 < args.patience <= 3600, "seconds, more than 0")
     if "burst" in args:
         limits |= {
-            "patience": (args.patience >= 1, "1 step or more"),
-            "burst": (1 <= args.burst[0] <= args.burst[1], "two numbers of steps, the first not above the second"),
+            "burst": (0 < args.burst[0] <= args.burst[1] <= 3600, "two times in seconds, the first the shorter one"),
             "human_noise": (args.human_noise >= 0, "0 or more"),
         }
     parser.require(args, limits)
@@ -88,12 +112,13 @@ def add_device(
         from pytorch_serl.envs.human.keyboard import HELP, KeyboardHuman, Terminal
 
         return KeyboardHuman(env, Terminal(), **settings), HELP
-    if args.human == "gamepad":
-        from pytorch_serl.envs.human.gamepad import HELP, Gamepad, GamepadHuman
-
-        return GamepadHuman(env, Gamepad(), **settings), HELP
     from pytorch_serl.envs.human.device import HELP, DeviceHuman, load_device, terminal_keys
 
+    if args.human == "gamepad":
+        from pytorch_serl.envs.human import gamepad
+
+        made = gamepad.GamepadHuman(env, gamepad.Gamepad(), keys=terminal_keys(), **settings)
+        return made, f"{gamepad.HELP} | {HELP}"
     if args.human == "spacemouse":
         from pytorch_serl.envs.human import spacemouse
 

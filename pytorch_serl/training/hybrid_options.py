@@ -15,8 +15,15 @@ from pytorch_serl.training.arguments import (
     check_shared,
     choose_eval_episodes,
     choose_for_device,
+    fixed_settings,
 )
-from pytorch_serl.training.humans import add_human_arguments, add_scripted_arguments, check_human, has_device
+from pytorch_serl.training.humans import (
+    add_human_arguments,
+    add_scripted_arguments,
+    check_human,
+    has_device,
+    scripted_steps,
+)
 from pytorch_serl.training.rewards import state_conditions
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.training.view import add_view_arguments
@@ -176,6 +183,18 @@ def resolve(args, parser):
     return args
 
 
+def run_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """In what a resumed run must agree (`fixed_settings`), after `choose_for_env`.
+
+    The scripted human's times are in steps: so they decide what happens, and so runs of earlier versions have them.
+    """
+    fixed = fixed_settings(args, may_change=("patience", "burst", "steps_per_second"))
+    if args.human != "scripted":
+        return fixed
+    steps = scripted_steps(args.patience, args.burst, args.steps_per_second)
+    return fixed | {"patience": steps["patience"], "burst": list(steps["burst"])}
+
+
 def choose_for_env(args: argparse.Namespace, task: Any) -> None:
     """Fill in the defaults that depend on the environment; what has a value stays.
 
@@ -184,6 +203,7 @@ def choose_for_env(args: argparse.Namespace, task: Any) -> None:
     Raises ValueError for --human scripted where there is no expert.
     """
     expert, args.simulated = build.has_expert(task), build.is_simulated(task)
+    args.steps_per_second = build.steps_per_second(task, args.control_hz)
     if args.human is None:
         args.human = "scripted" if args.simulated and expert else "env"
     if args.human == "scripted" and task is not None and not expert:

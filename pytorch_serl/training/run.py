@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -251,6 +252,21 @@ def save_settings(path: str | os.PathLike, settings: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- metrics
+
+
+class Clock:
+    """Minutes on the wall since a run began, its resumptions added and the pauses between them not.
+
+    Made when the script starts, so that reading and encoding demos, pretraining and evaluations are in it.
+    `before`: what the checkpoint says that is gone on from; later minutes of a killed run, whose steps are lost, too,
+    do not count.
+    """
+
+    def __init__(self):
+        self.started, self.before = time.monotonic(), 0.0
+
+    def minutes(self) -> float:
+        return self.before + (time.monotonic() - self.started) / 60
 
 
 class MetricLogger:

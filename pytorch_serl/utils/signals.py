@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
+_blocks: list[list[bool]] = []  # of each block of `uninterrupted` that runs now, what came
 STOP_SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number)
 
 
@@ -42,6 +43,12 @@ def _forget_terminal(number: int) -> None:
     os.close(nowhere)
 
 
+def stop_if_told() -> None:
+    """Raise KeyboardInterrupt where one was put off by `uninterrupted`; for a wait in its block that may never end."""
+    if any(_blocks):
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let the block finish when Ctrl-C, SIGTERM or SIGHUP comes inside it, then raise KeyboardInterrupt.
@@ -50,6 +57,7 @@ def uninterrupted() -> Iterator[None]:
     a large package, which does not survive it. A second signal is raised at once: the block may hang.
     """
     came = []
+    _blocks.append(came)
 
     def note(number, frame):
         _forget_terminal(number)
@@ -62,6 +70,7 @@ def uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
+        _blocks.pop()
         for number, handler in before.items():
             if signal.getsignal(number) is note:  # not a SIGHUP that came
                 signal.signal(number, handler)

@@ -7,8 +7,8 @@ dict (docs/devices.md):
     in_control  whether the human steers now
     success, failure, discard, pause    optional: True from the press of a button until the next call
 
-`read()` may raise `DeviceGone`: the run pauses until the device answers again. `close()`, if there is one, is called at
-the end.
+`read()` may raise `DeviceGone`, or another OSError or EOFError: the run pauses until the device answers again.
+`close()`, if there is one, is called at the end.
 """
 
 import importlib
@@ -22,39 +22,86 @@ import numpy as np
 
 from pytorch_serl.envs.human import keyboard
 from pytorch_serl.envs.human.human import Human
+from pytorch_serl.utils.signals import stop_if_told
 
 POLL_SECONDS, RETRY_SECONDS = 0.01, 0.5
+ENDINGS = {"success", "failure", "discard"}
+NAMES = {"y": "success", "n": "failure", "x": "discard", "p": "pause"} | dict.fromkeys(keyboard.GO_ON, "go")
 ENTRIES = {"action", "in_control", "success", "failure", "discard", "pause"}
 HELP = "keys beside the device: y success, n failure, x throw the episode away | p pause | space goes on"
 
 
-class DeviceGone(Exception):
+class DeviceGone(OSError):
     """The device does not answer (unplugged, out of reach); it may come back."""
 
 
-class DeviceHuman(Human):
-    """A `Human` whose device has `read()` as above; the terminal's keys y, n, x, p and space work beside it.
+class PolledHuman(Human):
+    """A `Human` whose device is looked at by a `read()` that never waits; the terminal's keys work beside it.
+
+    While the device is gone, which an OSError or EOFError of `read()` says, nothing is commanded and the run waits for
+    it; except in a recording a key lets the policy go on without it, until it is back.
 
     Args:
         keys: where keys come from (`keyboard.Terminal`), or None.
         Others as in `Human`.
     """
 
-    yes_or_no, go_on = "y or n", "space (or the device's success button)"
-
     def __init__(self, env: gym.Env, device: Any, *, keys: keyboard.Keys | None = None, **settings: Any):
         super().__init__(env, device, **settings)
         self.keys = keys
+        self.gone, self.without, self.retry_at = False, False, 0.0  # without: a key said so
 
     def _command(self):
         command = self._look()
         while command is None and self._idle():
-            time.sleep(POLL_SECONDS)
+            rest(POLL_SECONDS)
             command = self._look()
         return command
 
-    def _look(self):
+    def _look(self) -> np.ndarray | None:
         """Do what was said since the last look; returns the action that is being made, or None."""
+        raise NotImplementedError
+
+    def _reading(self) -> tuple[Any, set[str]]:
+        """What the device reads, None while it is gone and the human wants to go on, and what keys say, by name."""
+        said = self._typed()
+        while not (self.without and time.monotonic() < self.retry_at):
+            try:
+                reading = self.device.read()
+            except (OSError, EOFError) as error:
+                self._is_gone(error)
+                said = (said | self._typed()) - {"pause"}  # it waits as it is
+                self.without = self.without or ("go" in said and not self.leads)
+                if not (self.without or said & ENDINGS):
+                    rest(RETRY_SECONDS)
+                    continue
+                break
+            if self.gone:
+                self.say("the device is back")
+            self.gone = self.without = False
+            return reading, said
+        return None, said
+
+    def _is_gone(self, error):
+        self.retry_at = time.monotonic() + RETRY_SECONDS
+        if self.gone:
+            return
+        self.gone = True
+        text = error if isinstance(error, DeviceGone) else f"the device is gone ({type(error).__name__}: {error})"
+        key = "" if self.keys is None or self.leads else "; space goes on without it"
+        self.say(f"{text}; nothing is commanded until it answers again{key}")
+
+    def _typed(self):
+        """What the keys pressed since the last call say, by name."""
+        return {NAMES[key] for key in (self.keys.read().lower() if self.keys else "") if key in NAMES}
+
+
+class DeviceHuman(PolledHuman):
+    """A `PolledHuman` whose device has `read()` as at the top of this file."""
+
+    yes_or_no, go_on = "y or n", "space (or the device's success button)"
+
+    def _look(self):
         said, action, in_control = self._read()
         if "pause" in said:
             self.say("paused; p or the button goes on")
@@ -72,28 +119,18 @@ class DeviceHuman(Human):
         self.discard = self.discard or "discard" in said
 
     def _read(self):
-        """What keys and buttons say, the device's action (A,), whether he steers; waits for a device that is gone."""
-        told = False
-        while True:
-            try:
-                reading = self.device.read()
-                break
-            except DeviceGone as error:
-                if not told:
-                    self.say(f"{error}; nothing is commanded until it answers again")
-                told = True
-                time.sleep(RETRY_SECONDS)
-        if told:
-            self.say("the device is back")
-        action = _checked(reading, self.env.action_space.shape)
-        said = {name for name in ENTRIES - {"action", "in_control"} if reading.get(name)}
-        names = {"y": "success", "n": "failure", "x": "discard", "p": "pause"} | dict.fromkeys(keyboard.GO_ON, "go")
-        said |= {names[key] for key in (self.keys.read().lower() if self.keys else "") if key in names}
+        """What keys and buttons say, the device's action (A,), whether he steers."""
+        reading, said = self._reading()
+        shape = self.env.action_space.shape
+        if reading is None:
+            return said, np.zeros(shape, np.float32), False
+        action = _checked(reading, shape)
+        said |= {name for name in ENTRIES - {"action", "in_control"} if reading.get(name)}
         return said, action, bool(reading["in_control"])
 
     def _wait_for(self, wanted):
         while not (said := self._read()[0] & wanted):
-            time.sleep(POLL_SECONDS)
+            rest(POLL_SECONDS)
         return said
 
     def _ask(self):
@@ -107,6 +144,12 @@ class DeviceHuman(Human):
 
     def _forget(self):
         self._read()
+
+
+def rest(seconds: float) -> None:
+    """Wait a moment of a wait that may last for ever: Ctrl-C ends it, amid a step too."""
+    time.sleep(seconds)
+    stop_if_told()
 
 
 def _checked(reading: Any, shape: tuple[int, ...]) -> np.ndarray:

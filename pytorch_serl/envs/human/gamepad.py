@@ -5,16 +5,16 @@ Needs pygame (requirements/gamepad.txt), no display.
 """
 
 import os
-import time
 from typing import Protocol
 
 import numpy as np
 
-from pytorch_serl.envs.human.human import Human
+from pytorch_serl.envs.human.device import POLL_SECONDS, DeviceGone, PolledHuman, rest
 
 DEAD_ZONE = 0.15  # of a stick's way, around its middle
-POLL_SECONDS = 0.01
 TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD = "rightshoulder", "leftshoulder", "start", "y", "x", "back"
+GO = "go"  # what a key says and no button
+KEYS = {"success": SUCCESS, "failure": FAILURE, "discard": DISCARD, "pause": PAUSE, "go": GO}  # in place of buttons
 GRIPPER = {"a": -1.0, "b": 1.0}  # close, open
 STICKS = {"lefty": (0, -1), "leftx": (1, -1), "righty": (2, -1), "rightx": (5, -1)}  # stick: entry, direction
 CROSS = {
@@ -54,38 +54,42 @@ class Gamepad:
         pygame.display.init()  # SDL reads its devices through the event queue, which belongs to the display
         controller.init()
         controller.set_eventstate(True)
-        found = [number for number in range(controller.get_count()) if controller.is_controller(number)]
-        if not found:
+        self.pygame, self.controller, self.device = pygame, controller, None
+        if not self._found():
             raise ValueError("--human gamepad: no gamepad is plugged in that SDL knows")
-        self.pygame, self.device = pygame, controller.Controller(found[0])
         buttons = (TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD, *GRIPPER, *CROSS)
         self.axes = {name: getattr(pygame, f"CONTROLLER_AXIS_{name.upper()}") for name in STICKS}
         self.buttons = {name: getattr(pygame, f"CONTROLLER_BUTTON_{name.upper()}") for name in buttons}
 
+    def _found(self):
+        """Whether there is a gamepad: the one in use, or else the first that is plugged in now."""
+        if self.device is None or not self.device.attached():
+            numbers = range(self.controller.get_count())
+            found = [number for number in numbers if self.controller.is_controller(number)]
+            self.device = self.controller.Controller(found[0]) if found else None
+        return self.device is not None
+
     def read(self) -> tuple[dict[str, float], set[str]]:
+        """See `Pad`. Raises DeviceGone while no gamepad is plugged in."""
         events = self.pygame.event.get()  # all of them: in a full queue later ones would be lost
-        if not self.device.attached():
-            raise EOFError("the gamepad is gone")
+        try:
+            there = self._found()
+        except self.pygame.error:  # it went, or came, this moment
+            there = False
+        if not there:
+            raise DeviceGone("the gamepad is gone")
         pressed = {event.button for event in events if event.type == self.pygame.CONTROLLERBUTTONDOWN}
         sticks = {name: self.device.get_axis(number) / 32767 for name, number in self.axes.items()}
         return sticks, {n for n, number in self.buttons.items() if number in pressed or self.device.get_button(number)}
 
 
-class GamepadHuman(Human):
-    """A `Human` whose device is a `Gamepad`, or something else with `read`; in control while he holds a button."""
+class GamepadHuman(PolledHuman):
+    """Somebody whose device is a `Gamepad`, or something else with `read`; in control while he holds a button."""
 
     yes_or_no, go_on = "Y or X", "start"
     held: set[str] = frozenset()  # buttons that were down at the last look
 
-    def _command(self):
-        command = self._look()
-        while command is None and self._idle():
-            time.sleep(POLL_SECONDS)
-            command = self._look()
-        return command
-
     def _look(self):
-        """Do what was pressed since the last look; returns the action that is being made, or None."""
         sticks, pressed = self._read()
         holds = self.leads or (self.steer and TAKE_OVER in self.held)
         if holds != self.in_control:
@@ -114,10 +118,11 @@ class GamepadHuman(Human):
         return action.clip(-1, 1).ravel() if action.any() else None
 
     def _read(self):
-        """The sticks, and the buttons that have gone down since the last look."""
-        sticks, down = self.device.read()
+        """The sticks, and the buttons that have gone down since the last look, or what keys say in their place."""
+        reading, said = self._reading()
+        sticks, down = reading or ({}, frozenset())
         pressed, self.held = down - self.held, down
-        return sticks, pressed
+        return sticks, pressed | {KEYS[name] for name in said}
 
     def _judge(self, pressed):
         if pressed & {SUCCESS, FAILURE}:
@@ -127,7 +132,7 @@ class GamepadHuman(Human):
         self._judge(self._wait_for({SUCCESS, FAILURE}))
 
     def _wait_for_go(self):
-        self._wait_for({PAUSE})
+        self._wait_for({PAUSE, GO})
 
     def _label(self):
         return SUCCESS in self.held
@@ -137,7 +142,7 @@ class GamepadHuman(Human):
             pressed = self._read()[1]
             if pressed & wanted:
                 return pressed
-            time.sleep(POLL_SECONDS)
+            rest(POLL_SECONDS)
 
     def _forget(self):
         self._read()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-PATIENCE, PROGRESS = 4, 0.5  # steps of the environment, steps of the expert
+PATIENCE, BURST, PROGRESS = 4, (8, 12), 0.5  # steps of an environment at RATE, steps of the expert
+RATE = 10.0  # steps per second
 
 
 class Watch:
@@ -47,7 +48,7 @@ class ScriptedHuman(gym.Wrapper):
         seed: seed of his bursts, attention and noise; `reset(seed=...)` sets it anew.
     """
 
-    def __init__(self, env, patience=PATIENCE, burst=(8, 12), progress=PROGRESS, attention=1.0, noise=0.1, seed=None):
+    def __init__(self, env, patience=PATIENCE, burst=BURST, progress=PROGRESS, attention=1.0, noise=0.1, seed=None):
         super().__init__(env)
         self.patience, self.burst, self.progress, self.attention = patience, burst, progress, attention
         self.noise = noise
@@ -88,12 +89,14 @@ class ExpertCheck:
 
     steps_to_success: of the episodes that he solved. interruptions: seed of an episode -> steps in which the human,
     who watches for a lost policy, would have taken over. longest_stall: steps in a row without progress, at most.
+    rate: steps per second.
     """
 
     episodes: int
     steps_to_success: list
     interruptions: dict
     longest_stall: int
+    rate: float
 
     def __str__(self):
         solved = len(self.steps_to_success)
@@ -102,21 +105,24 @@ class ExpertCheck:
         if not self.interruptions:
             return text + f"not have interrupted him (longest time without progress: {self.longest_stall} steps)"
         seed, steps = next(iter(self.interruptions.items()))
+        enough = (self.longest_stall + 1) / self.rate
         return (
             f"WARNING: {text}have interrupted him {sum(map(len, self.interruptions.values()))} times, in "
             f"{len(self.interruptions)} episodes (first: seed {seed}, step {steps[0]}); his steps_to_go() has to fall "
-            f"steadily, by {PROGRESS} and more, while he acts, or give --patience {self.longest_stall + 1}"
+            f"steadily, by {PROGRESS} and more, while he acts, or give --patience {enough:.3g} (seconds)"
         )
 
 
-def check_expert(env, episodes=10, seed=0, noise=0.1, patience=PATIENCE, progress=PROGRESS):
+def check_expert(env, episodes=10, seed=0, noise=0.1, patience=PATIENCE, progress=PROGRESS, rate=RATE):
     """Let the expert act alone, and count how often the scripted human would have taken him for a lost policy.
 
     Args:
         env: with a `scripted_expert`; episodes are seeded seed, seed + 1, ...
+        patience, progress: as in `ScriptedHuman`.
+        rate: steps per second, for the text.
     Returns: an ExpertCheck, whose text says what to do.
     """
-    check = ExpertCheck(episodes, [], {}, 0)
+    check = ExpertCheck(episodes, [], {}, 0, rate)
     for number in range(seed, seed + episodes):
         env.reset(seed=number)
         expert = env.unwrapped.scripted_expert(noise, [number, 2])

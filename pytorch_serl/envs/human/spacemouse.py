@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pytorch_serl.envs.human.device import DeviceGone
+from pytorch_serl.utils.signals import stop_if_told
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 DEAD_ZONE, SCALE = 0.1, 1.0  # of the cap's way
@@ -57,17 +58,18 @@ class SpaceMice:
     ):
         self.shape, self.arms, self.grippers = shape, arms, grippers
         self.dead_zone, self.signs, self.scale = dead_zone, np.asarray(signs), scale
-        self.library = library or _library()
+        self.library, self.say = library or _library(), say
         paths = self._paths()
         if len(paths) < arms:
             raise ValueError(f"--human spacemouse: {len(paths)} space mice are there, wanted {arms}, one per arm")
         self.mice = {path: self._open(path) for path in paths}
-        self.order = self._ask_which_is_which(say)  # paths, left arm first
+        self.order = self._ask_which_is_which()  # paths, left arm first
         self.held = {path: (0, 0) for path in paths}
         self.moved_at = -np.inf
 
     def read(self) -> dict[str, Any]:
         """See envs/human/device.py."""
+        self._reopen()
         blocks = np.zeros((self.arms, self.shape[0] // self.arms), np.float32)
         for arm, path in enumerate(self.order):
             ways, pressed = self._state(path)
@@ -96,8 +98,6 @@ class SpaceMice:
     def _newest(self, path):
         """The newest of the reports that have come. Raises DeviceGone."""
         try:
-            if path not in self.mice:
-                self.mice[path] = self._open(path)
             state = self.mice[path].read()
             for _ in range(MOST_REPORTS):
                 before = state.t
@@ -112,6 +112,25 @@ class SpaceMice:
                 except Exception:  # it is gone
                     pass
             raise DeviceGone(f"the space mouse {path} is gone ({error})") from error
+
+    def _reopen(self):
+        """Open mice again that were pulled out; where one has another path now, ask which is which.
+
+        Raises DeviceGone.
+        """
+        missing = [path for path in self.order if path not in self.mice]
+        try:
+            paths = self._paths() if missing else self.order
+            if len(paths) < self.arms:
+                raise DeviceGone(f"{len(paths)} of {self.arms} are there")
+            known = set(self.order) <= set(paths)
+            wanted = self.order if known else paths
+            self.mice |= {path: self._open(path) for path in wanted if path not in self.mice}
+            if not known:
+                self.mice = {path: mouse for path, mouse in self.mice.items() if path in paths}
+                self.order = self._ask_which_is_which()
+        except Exception as error:  # as in `_newest`
+            raise DeviceGone(f"the space mouse {missing[0]} is gone ({error})") from error
 
     def _paths(self):
         try:
@@ -129,12 +148,12 @@ class SpaceMice:
                 + UDEV
             ) from None
 
-    def _ask_which_is_which(self, say):
+    def _ask_which_is_which(self):
         """The paths in the order of the arms, by who is moved first. Raises ValueError where nothing moves."""
         order, self.held = [], {}
         for arm in range(self.arms):
             which = "" if self.arms == 1 else f" of the {('left', 'right')[arm]} arm"
-            say(f"move the space mouse{which}")
+            self.say(f"move the space mouse{which}")
             until = time.monotonic() + FIRST_MOTION_SECONDS
             while len(order) == arm:
                 moved = [path for path in self.mice if path not in order and self._state(path)[0].any()]
@@ -142,6 +161,7 @@ class SpaceMice:
                 if time.monotonic() > until:
                     raise ValueError(SILENT)
                 time.sleep(0.01)
+                stop_if_told()
         return order
 
 
