@@ -252,8 +252,9 @@ def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monke
 
 def test_a_broken_connection_leaves_the_resource_tracker():
     code = (
-        "import os, signal, time; from multiprocessing import resource_tracker as t; "
-        "from pytorch_serl.scaling.processes import start_tracker; start_tracker(); "
+        "import os, signal, time; from multiprocessing import get_context, resource_tracker as t; "
+        "from pytorch_serl.scaling.processes import start_deaf; "
+        "start_deaf(get_context('spawn').Process(target=print)); "
         "pid = t._resource_tracker._pid; os.kill(pid, signal.SIGHUP); time.sleep(0.5); "
         "assert os.waitpid(pid, os.WNOHANG) == (0, 0); "
         "assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])"

@@ -13,8 +13,6 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -125,15 +123,13 @@ class RemoteLearner(LearnerCalls):
     def __init__(self, agent: SACAgent, **settings: Any):
         super().__init__(agent, settings)
         context = mp.get_context("spawn")
-        start_tracker()
         self.acting, self.version = SharedParameters(pack(acting_modules(agent)).numel(), context), 0
         self.connection, theirs = context.Pipe()
         self.calls = queue.SimpleQueue()
         self.process = context.Process(target=_serve, args=(theirs, self.acting, self.work), daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # the other cores are the learner's
-        with _stops_blocked():  # they are not for a learner, see `_serve`
-            self.process.start()
+        start_deaf(self.process)
         theirs.close()  # so that each side notices when the other one is gone
         del self.work
         threading.Thread(target=self._send_calls, daemon=True).start()
@@ -179,23 +175,15 @@ class RemoteLearner(LearnerCalls):
             raise LearnerError(f"the learner's process ended with exit code {self.process.exitcode}") from None
 
 
-@contextmanager
-def _stops_blocked() -> Iterator[None]:
-    """Signals that stop a run wait; a process started meanwhile does not get them at all."""
+def start_deaf(process: mp.Process) -> None:
+    """Start a process, and multiprocessing's resource tracker before it, that signals which stop a run do not end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        yield
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its start lets some of them through
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def start_tracker() -> None:
-    """Start multiprocessing's resource tracker, if it is not running, so that SIGHUP does not end it.
-
-    It ignores the other signals by itself; and its start would let them through where they are blocked.
-    """
-    with _stops_blocked():
-        resource_tracker.ensure_running()
 
 
 # ---------------------------------------------------------------- the learner's process

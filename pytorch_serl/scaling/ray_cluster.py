@@ -79,7 +79,7 @@ class LearnerHost:
 
     def __init__(self, token: str, work: dict[str, Any]):
         self.life = socket.gethostname(), os.getpid(), uuid.uuid4().hex  # a successor has another one
-        self.calls, self.replies, self.turn = _Mailbox(), _Mailbox(), threading.Lock()
+        self.calls, self.replies = _Mailbox(), _Mailbox()
         self.version, self.values = 0, None
         file = work["settings"]["save_dir"] / TOKEN
         if not file.is_file() or file.read_text() != token:
@@ -102,13 +102,12 @@ class LearnerHost:
         """
         if life != self.life:
             return None
-        with self.turn:
-            for call in calls:
-                self.calls.send(call)
-            replies = [self.replies.recv()]
-            while replies[-1][0] not in (calls[-1][0], "error"):
-                replies.append(self.replies.recv())
-            return replies
+        for call in calls:
+            self.calls.send(call)
+        replies = [self.replies.recv()]
+        while replies[-1][0] not in (calls[-1][0], "error"):
+            replies.append(self.replies.recv())
+        return replies
 
     def write(self, modules: list[torch.nn.Module]) -> None:
         """The learner has newer parameters."""

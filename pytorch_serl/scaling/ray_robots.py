@@ -119,14 +119,11 @@ class RobotWorker:
         unpack(torch.tensor(values), acting_modules(self.agent))
         return evaluate(self.agent, self.env, episodes, **options)
 
-    def close(self) -> None:
-        """Close the environment; what the driver does not have yet stays on this machine."""
+    def close(self, everything: bool = False) -> None:
+        """Close the environment; what is here stays on this machine unless the driver has `everything`."""
         close_robots(self.env)
-
-    def end(self) -> None:
-        """The driver has everything and wants nothing more."""
-        self.close()
-        shutil.rmtree(self.folder)
+        if everything:
+            shutil.rmtree(self.folder)
 
     def _claim(self, folder: Path) -> bool:
         """Take a folder for this process as long as it lives; False where a process that lives has it."""
@@ -292,7 +289,7 @@ class Robots:
                 left = self._begin(number, worker)
                 while not self.ended:
                     self._give_work(number, worker, left)
-                ray.get(worker.end.remote())
+                ray.get(worker.close.remote(everything=True))
             except RayError as error:
                 if not self.ended:
                     self._lose(number, worker, error)
