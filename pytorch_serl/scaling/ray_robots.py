@@ -37,7 +37,7 @@ from pytorch_serl.training.actor import RECENT, Actor, recent_figures
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.robot import close_robots, guarded
-from pytorch_serl.training.run import seed_all, uninterrupted
+from pytorch_serl.training.run import SPOOL, seed_all, uninterrupted
 from pytorch_serl.utils.files import atomic_write, try_lock
 
 POLL_SECONDS = 0.2
@@ -45,7 +45,6 @@ SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
 END_SECONDS = 10.0  # for the environments to be closed
 OWN_FOLDER = "[0-9a-f]" * 32  # of a worker in SPOOL; a file manager may leave others
-SPOOL = "robots"  # folder of a run, on every robot's machine: episodes that the driver does not have yet
 
 
 @dataclass
