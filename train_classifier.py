@@ -31,9 +31,11 @@ from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import FEATURE_SHAPE
 from pytorch_serl.scaling import torchrun
+from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.backbone import find_backbone, save_backbone
 from pytorch_serl.training.classifier_report import describe, describe_course, mistakes_sheet, validation_report
 from pytorch_serl.training.run import (
+    CURVE,
     LAST,
     MetricLogger,
     Parser,
@@ -58,8 +60,8 @@ from pytorch_serl.utils.signals import catch_stops
 BEST = "best.pt"
 OWN_FILES = ("validation.json", "mistakes.png", "backbone.pt")  # beside those that every run writes
 CHUNK = 64  # frames per pass of the frozen backbone
-# a resumed run must agree in these to continue bit for bit
-FIXED = ("image_keys", "batch_size", "lr", "dropout", "val_fraction", "max_fpr", "crop_views", "train_backbone", "seed")
+# what a resumed run may have otherwise, beside what every script's may
+MAY_CHANGE = ("success_dir", "failure_dir", "output_dir", "save_every", "num_epochs", "patience")
 
 
 def parse_args(argv=None):
@@ -265,8 +267,9 @@ def read_resume(out, args, data_code):
     content = load_checkpoint(path)
     if not {"classifier", "optimizer", "rng", "progress", "settings", "data"} <= content.keys():
         raise ValueError(f"{path}: not written by train_classifier.py (it has {sorted(map(str, content))[:6]})")
-    now, then = vars(args), content["settings"]
-    changed = [f"--{name} was {then.get(name)}, is {now[name]}" for name in FIXED if then.get(name) != now[name]]
+    then = content["settings"]
+    pairs = [(name, then[name], now) for name, now in fixed_settings(args, MAY_CHANGE).items() if name in then]
+    changed = [f"--{name} was {before}, is {now}" for name, before, now in pairs if before != now]
     if changed:
         raise ValueError(f"{path} belongs to other settings: " + "; ".join(changed) + "; resume with the same ones")
     if content["data"] != data_code:
@@ -441,7 +444,7 @@ def run(args):
     save_checkpoint(out / LAST, state)
     bar.close()
     logger.close()
-    draw_curves(out / "learning_curve.png", logger)
+    draw_curves(out / CURVE, logger)
     if interrupted:
         print(f"interrupted: epoch {state['progress']['epoch']} is saved in {out / LAST}; continue with --resume")
         sys.exit(130)

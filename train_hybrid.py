@@ -47,6 +47,7 @@ from pytorch_serl.training.rewards import ClassifierReward, ContractError, state
 from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
+    CURVE,
     LAST,
     Clock,
     MetricLogger,
@@ -238,7 +239,7 @@ class HybridTraining:
         lines = log.curves(panels)
         target = ([0, log.rows[-1]["step"]], [self.agent.target_entropy] * 2)
         lines["entropy"] = lines.get("entropy", {}) | {"target": target}
-        learning_curve(self.save_dir / "learning_curve.png", lines, xlabel="environment step")
+        learning_curve(self.save_dir / CURVE, lines, xlabel="environment step")
 
     # ---------------------------------------------------------------- the loop
 

@@ -47,6 +47,7 @@ from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.robot import close_robots, prepare
 from pytorch_serl.training.run import (
     BEST,
+    CURVE,
     LAST,
     Clock,
     MetricLogger,
@@ -247,7 +248,7 @@ class OfflineTraining:
         }
         lines = log.curves(panels)
         if lines:
-            learning_curve(self.save_dir / "learning_curve.png", lines, xlabel="update")
+            learning_curve(self.save_dir / CURVE, lines, xlabel="update")
 
     # ---------------------------------------------------------------- learning
 

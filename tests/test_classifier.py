@@ -625,3 +625,13 @@ def refused(capsys, message, words):
     assert stop.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert re.search(message, error), error
+
+
+def test_what_is_fixed_follows_from_the_options():
+    """What an earlier version listed, and no name in MAY_CHANGE is of no option."""
+    args = train_classifier.parse_args(
+        ["--success_dir", "a", "--failure_dir", "b", "--image_keys", "c", "--output_dir", "d"]
+    )
+    listed = "image_keys batch_size lr dropout val_fraction max_fpr crop_views train_backbone seed"
+    assert set(train_classifier.fixed_settings(args, train_classifier.MAY_CHANGE)) == set(listed.split())
+    assert set(train_classifier.MAY_CHANGE) <= vars(args).keys()

@@ -16,11 +16,10 @@ from torch import nn
 
 import train_hybrid
 from pytorch_serl.data.episode_files import episode_files, read_episode
-from pytorch_serl.scaling import processes
 from pytorch_serl.scaling.parameters import SharedParameters, acting_modules
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training.pace import Pace
-from pytorch_serl.utils.files import load_checkpoint
+from pytorch_serl.utils.files import RunInUse, load_checkpoint, wait_for_lock
 from tests.runs import ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.test_hybrid import training
 from tests.tiny_env import LENGTH
@@ -101,7 +100,6 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     run.learner.store_demos(read)
     info = run.learner.pretrain()
     assert 0 < info["clone_loss"] and run.learner.pretrained == 1
-    (tmp_path / ".evaluated.tmp").write_text("left by a killed run")
     policy = run.learner.averaged()
     run.learner.refresh()
     path = run.learner.save(0, {"evaluated": -1})
@@ -241,13 +239,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(demos, tmp_path, capsys):
 
 
 def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "LOCK_SECONDS", 0.3)
     with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
-        processes._lock(first)
-        with pytest.raises(processes.RunInUse, match="is in use by another run"):
-            processes._lock(second)
-        monkeypatch.setattr(processes.time, "sleep", lambda seconds: fcntl.flock(first, fcntl.LOCK_UN))
-        processes._lock(second)
+        wait_for_lock(first, 0.3)
+        with pytest.raises(RunInUse, match="is in use by another run"):
+            wait_for_lock(second, 0.3)
+        monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(first, fcntl.LOCK_UN))
+        wait_for_lock(second, 0.3)
 
 
 # ---------------------------------------------------------------- parameters through shared memory
@@ -255,8 +252,9 @@ def test_a_run_in_use_is_refused_and_one_that_ends_is_waited_for(tmp_path, monke
 
 def test_a_broken_connection_leaves_the_resource_tracker():
     code = (
-        "import os, signal, time; from multiprocessing import resource_tracker as t; "
-        "from pytorch_serl.scaling.processes import start_tracker; start_tracker(); "
+        "import os, signal, time; from multiprocessing import get_context, resource_tracker as t; "
+        "from pytorch_serl.scaling.processes import start_deaf; "
+        "start_deaf(get_context('spawn').Process(target=print)); "
         "pid = t._resource_tracker._pid; os.kill(pid, signal.SIGHUP); time.sleep(0.5); "
         "assert os.waitpid(pid, os.WNOHANG) == (0, 0); "
         "assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])"

@@ -131,11 +131,10 @@ def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
 
 
 def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
-    host = LearnerHost()
-    host.begin({"settings": {"save_dir": tmp_path}}, "token", 1)
-    ((name, (error, _)),) = host.exchange(host.life, [], "ready")
+    host = LearnerHost("token", {"settings": {"save_dir": tmp_path}})
+    assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())]) is None and host.calls.empty()
+    ((name, error),) = host.exchange(host.life, [("load", ())])
     assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)
-    assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())], "save") is None and host.calls.empty()
 
 
 class Here:
@@ -145,29 +144,34 @@ class Here:
     """
 
     def __init__(self, lose=()):
-        self.host, self.lose, self.asked, self.lost = LearnerHost(), list(lose), Counter(), 0
+        self.host, self.lose, self.asked, self.lost = None, list(lose), Counter(), 0
+
+    def start(self, use_gpu, *arguments):
+        self.arguments, self.host = arguments, LearnerHost(*arguments)
+        return self
 
     def __getattr__(self, name):
         method = self.lossy_exchange if name == "exchange" else getattr(self.host, name)
         return type("Method", (), {"remote": staticmethod(method)})
 
-    def lossy_exchange(self, life, calls, until):
+    def lossy_exchange(self, life, calls):
+        until = calls[-1][0]
         if life == self.host.life:
             self.asked[until] += 1
             for name, number, heard in self.lose:
                 if name == until and self.asked[until] == number:
                     if heard:
-                        self.host.exchange(life, calls, until)
+                        self.host.exchange(life, calls)
                     self.host.calls.send(("stop", ()))  # it has the lock of the run
-                    self.host, self.lost = LearnerHost(), self.lost + 1
+                    self.host, self.lost = LearnerHost(*self.arguments), self.lost + 1
                     raise ray.exceptions.RayActorError
-        return self.host.exchange(life, calls, until)
+        return self.host.exchange(life, calls)
 
 
 def a_run(demos, out, lose, monkeypatch):
     """What the loop asks of a learner, in short; returns the host, the policy that was evaluated last, and the end."""
     host = Here(lose)
-    monkeypatch.setattr(ray_cluster, "start_host", lambda use_gpu: host)
+    monkeypatch.setattr(ray_cluster, "start_host", host.start)
     monkeypatch.setattr(ray_cluster.ray, "put", lambda x: x)
     monkeypatch.setattr(ray_cluster.ray, "get", lambda x, timeout=None: x)
     monkeypatch.setattr(ray_cluster.ray, "get_gpu_ids", list)

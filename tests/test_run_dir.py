@@ -22,7 +22,7 @@ from pytorch_serl.scaling import processes
 from pytorch_serl.scaling.processes import SharedParameters
 from pytorch_serl.training import run
 from pytorch_serl.training.run import LEARNER_LOCK, RUN_LOCK, hold_run_dir, prepare_run_dir
-from pytorch_serl.utils.files import RunInUse
+from pytorch_serl.utils.files import RunInUse, wait_for_lock
 from pytorch_serl.utils.signals import STOP_SIGNALS, catch_stops, uninterrupted
 from tests import test_hybrid, test_offline
 from tests.runs import ROOT, content, refused
@@ -121,15 +121,18 @@ def test_a_file_system_without_locks(number, tmp_path, monkeypatch):
         prepare_run_dir(tmp_path, resume=False, overwrite=True)
         assert living.exists() and not dead.exists()
     with open(tmp_path / LEARNER_LOCK, "w") as file, pytest.warns(UserWarning, match="without locks"):
-        processes._lock(file)
+        wait_for_lock(file, 0)
 
 
 def test_a_learner_in_use_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "LOCK_SECONDS", 0.1)
-    with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
-        processes._lock(first)
-        with pytest.raises(RunInUse, match=IN_USE):
-            processes._lock(second)
+    said = []
+    with open(tmp_path / LEARNER_LOCK, "w") as other:
+        wait_for_lock(other, 0)
+        replies, work = types.SimpleNamespace(send=said.append), {"state": b"", "device": "cpu", "threads": 1}
+        processes.serve(None, replies, None, settings={"save_dir": tmp_path}, **work)
+    ((name, error),) = said
+    assert name == "error" and isinstance(error, RunInUse) and IN_USE in str(error)
 
 
 # ---------------------------------------------------------------- signals

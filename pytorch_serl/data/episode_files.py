@@ -35,10 +35,12 @@ class EpisodeWriter:
     Args:
         save_dir: the run's; files go to its folder `episodes`.
         keys: observation entries to keep (cameras as uint8 images, `state`).
+
+    `marks` goes into every step's record.
     """
 
     def __init__(self, save_dir: str | os.PathLike, keys: Iterable[str]):
-        self.folder, self.keys = Path(save_dir) / FOLDER, list(keys)
+        self.folder, self.keys, self.marks = Path(save_dir) / FOLDER, list(keys), {}
 
     def start(self, number: int, obs: dict[str, Any]) -> None:
         """Begin the file of episode `number` with the observation after the reset. Raises WriteError."""
@@ -48,7 +50,7 @@ class EpisodeWriter:
 
     def add(self, step: dict[str, Any], next_obs: dict[str, Any]) -> None:
         """Append one step: `step` holds plain values and arrays. Raises WriteError."""
-        self._write("ab", step | {"next_observations": self._kept(next_obs)})
+        self._write("ab", step | self.marks | {"next_observations": self._kept(next_obs)})
 
     def _kept(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
         return {key: np.asarray(obs[key]) for key in self.keys if key in obs}

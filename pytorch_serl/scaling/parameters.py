@@ -1,5 +1,6 @@
-"""What an actor needs of a learner's parameters: as one vector, and through memory that two processes share."""
+"""Parameters between processes: a whole agent as bytes, what acts as one vector, and memory that two of them share."""
 
+import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,3 +71,15 @@ def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 def acting_modules(agent: SACAgent) -> list[nn.Module]:
     """What an action depends on and training changes."""
     return [agent.actor, *(module for name, module in agent.online.items() if name != "critic")]
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """An agent's `state_dict()` for a process that may have other devices."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def from_bytes(state: bytes, device: torch.device | str) -> dict[str, Any]:
+    """What `to_bytes` was given, on a device of this process."""
+    return torch.load(io.BytesIO(state), device, weights_only=True)

@@ -6,7 +6,6 @@ shared memory; the frozen backbone crosses once, at the start.
 """
 
 import atexit
-import io
 import multiprocessing as mp
 import os
 import queue
@@ -22,18 +21,18 @@ import torch
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
-from pytorch_serl.scaling.parameters import SharedParameters, acting_modules, pack
+from pytorch_serl.scaling.parameters import SharedParameters, acting_modules, from_bytes, pack, to_bytes
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Learner
-from pytorch_serl.training.run import LEARNER_LOCK as LOCK
-from pytorch_serl.training.run import LOCK_SECONDS, seed_all
+from pytorch_serl.training.run import LEARNER_LOCK, LOCK_SECONDS, seed_all
 from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
 from pytorch_serl.utils.signals import STOP_SIGNALS
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
-EVALUATED = ".evaluated.tmp"  # the policy that `averaged` returned last, until it is known whether it is the best
+TOLD = ("add", "end_episode", "learn")  # calls without an answer
+READ = ("store_demos", "full_size_gb", "load", "recover")  # calls that read what the user gave
 
 
 class LearnerError(RuntimeError):
@@ -43,10 +42,18 @@ class LearnerError(RuntimeError):
 class LearnerCalls:
     """The methods of `Learner`, each a message to a learner elsewhere; how it gets there is the child's.
 
-    A child has `_send`, `_ask`, `refresh`, and `save_dir`, `info` and `pretrained` as `RemoteLearner` has them.
+    A child has `_send`; `_ask`, which also waits for the answer; and `close`.
+
+    Args:
+        agent: the learner starts as a copy of it.
+        settings: the other arguments of `Learner`.
     """
 
-    # ---------------------------------------------------------------- calls that do not wait
+    def __init__(self, agent: SACAgent, settings: dict[str, Any]):
+        self.agent, self.info, self.pretrained = agent, {}, 0
+        threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 0
+        state = to_bytes(agent.state_dict())
+        self.work = {"state": state, "device": agent.device, "threads": threads, "settings": settings}
 
     def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
         self._send("add", transition, to_demos)
@@ -60,7 +67,8 @@ class LearnerCalls:
         self.refresh()
         return self.info
 
-    # ---------------------------------------------------------------- calls that wait for the answer
+    def refresh(self) -> None:
+        """Take what the learner has to say, for an agent that acts here."""
 
     def store_demos(self, demos: Demos) -> None:
         self._ask("store_demos", demos)
@@ -77,9 +85,13 @@ class LearnerCalls:
         """Wait until no more than `behind` environment steps are left to learn from."""
         self._ask("catch_up", behind)
 
+    def averaged(self) -> SACAgent:
+        self.candidate = self.agent.averaged()  # a copy to load into
+        self.candidate.load_state_dict(from_bytes(self._ask("averaged"), self.agent.device))
+        return self.candidate
+
     def save_averaged(self, path: Path) -> None:
-        """Keep what `averaged` returned last: the learner has put it on disk, where it outlives the learner."""
-        os.replace(self.save_dir / EVALUATED, path)
+        self.candidate.save_policy(path)
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         return self._ask("save", step, progress)
@@ -93,74 +105,47 @@ class LearnerCalls:
     def recover(self, first: int) -> tuple[int, int]:
         return self._ask("recover", first)
 
-    def raise_error(self, name: str, content: Any) -> None:
-        """Raise the error that a reply reports; what the learner refuses is the user's mistake, and it ends."""
-        if name == "refused":
+    def _hear(self, name: str, content: Any) -> None:
+        """Keep the figures that a reply has; an error, which ends the learner, is raised."""
+        if name == "error":
             self.close()
             raise content
-        if name == "error":
-            error, text = content
-            raise (error or LearnerError(f"the learner failed:\n{text}"))
+        if name == "info":
+            self.info = content
 
 
 class RemoteLearner(LearnerCalls):
-    """Starts a process with a `Learner` in it and passes every call on.
+    """Starts a process with a `Learner` in it and passes every call on; `agent`, which acts here, is kept up to date.
 
-    Args:
-        agent: acts in this process; `refresh` brings it up to date. The learner starts as a copy of it.
-        settings: the other arguments of `Learner`.
     Its methods raise LearnerError when the learner failed or was killed, and its WriteError or FloatingPointError.
     """
 
     def __init__(self, agent: SACAgent, **settings: Any):
+        super().__init__(agent, settings)
         context = mp.get_context("spawn")
-        start_tracker()
-        self.agent, self.save_dir = agent, settings["save_dir"]
-        count = pack(acting_modules(agent)).numel()
-        self.acting, self.averages = SharedParameters(count, context), SharedParameters(count, context)
-        self.version, self.info, self.pretrained = 0, {}, 0
-        self.replies, their_replies = context.Pipe(duplex=False)
-        their_calls, self.connection = context.Pipe(duplex=False)
+        self.acting, self.version = SharedParameters(pack(acting_modules(agent)).numel(), context), 0
+        self.connection, theirs = context.Pipe()
         self.calls = queue.SimpleQueue()
-        state = io.BytesIO()
-        torch.save(agent.state_dict(), state)
-        work = {"state": state.getvalue(), "device": agent.device, "settings": settings}
-        arguments = (their_calls, their_replies, self.acting, self.averages, work)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, self.acting, self.work), daemon=True)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # the other cores are the learner's
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are not for a learner, see `_serve`
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        their_calls.close(), their_replies.close()  # so that each side notices when the other one is gone
+        start_deaf(self.process)
+        theirs.close()  # so that each side notices when the other one is gone
+        del self.work
         threading.Thread(target=self._send_calls, daemon=True).start()
         atexit.register(self.close)
-        self._wait("ready")
 
     def refresh(self) -> None:
         """Bring the acting agent up to date with the newest published parameters, and `info` with the figures."""
-        self._read_replies()
+        self._receive()
         self.version = self.acting.read(acting_modules(self.agent), self.version)
-
-    def averaged(self) -> SACAgent:
-        self._ask("averaged")
-        policy = self.agent.averaged()  # a copy to load into
-        self.averages.read(acting_modules(policy), -1)
-        return policy
 
     def close(self) -> None:
         """End the learner's process."""
         atexit.unregister(self.close)
-        if self.process.is_alive():
-            self._send("stop")
-            self.process.join(STOP_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-        (self.save_dir / EVALUATED).unlink(missing_ok=True)
-
-    # ---------------------------------------------------------------- transport
+        self._send("stop")
+        self.process.join(STOP_SECONDS)
+        self.process.kill()
 
     def _send(self, name: str, *arguments: Any) -> None:
         self.calls.put((name, arguments))
@@ -175,39 +160,28 @@ class RemoteLearner(LearnerCalls):
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         self._send(name, *arguments)
-        return self._wait(name)
+        return self._receive(until=name)
 
-    def _wait(self, name: str) -> Any:
-        while True:
-            self.replies.poll(0.5)
-            answer = self._read_replies(until=name)
-            if answer is not None:
-                return answer[0]
-
-    def _read_replies(self, until: str | None = None) -> tuple[Any] | None:
-        """Take what the learner has sent; an error that it reports is raised here."""
+    def _receive(self, until: str | None = None) -> Any:
+        """Take what the learner has sent; with `until`, wait for the answer to this call and return it."""
         try:
-            while self.replies.poll(0):
-                name, content = self.replies.recv()
-                self.raise_error(name, content)
-                if name == "info":
-                    self.info = content
-                elif name == until:
-                    return (content,)
-        except EOFError:
+            while self.connection.poll(None if until else 0):  # Ctrl-C comes here, not amid a reply
+                name, content = self.connection.recv()
+                self._hear(name, content)
+                if name == until:
+                    return content
+        except (EOFError, ConnectionError):
             self.process.join(STOP_SECONDS)
             raise LearnerError(f"the learner's process ended with exit code {self.process.exitcode}") from None
-        return None
 
 
-def start_tracker() -> None:
-    """Start multiprocessing's resource tracker, if it is not running, so that SIGHUP does not end it.
-
-    It ignores the other signals by itself; and its start would let them through where they are blocked.
-    """
+def start_deaf(process: mp.Process) -> None:
+    """Start a process, and multiprocessing's resource tracker before it, that signals which stop a run do not end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its start lets some of them through
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -215,128 +189,107 @@ def start_tracker() -> None:
 # ---------------------------------------------------------------- the learner's process
 
 
-def _serve(calls, replies, acting, averages, work) -> None:
+def _serve(connection: Any, acting: SharedParameters, work: dict[str, Any]) -> None:
     """The main function of the learner's process: serve until the actor says stop, or is gone."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal: the actor decides
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core is the actor's
-    serve(calls, replies, acting, averages, work)
+    serve(connection, connection, acting, **work)
 
 
-def serve(calls: Any, replies: Any, acting: Any, averages: Any, work: dict[str, Any]) -> None:
+def serve(
+    calls: Any, replies: Any, acting: Any, state: bytes, device: torch.device, threads: int, settings: dict[str, Any]
+) -> None:
     """Make a learner and serve its calls until one says stop; an error that ends it is its last reply.
 
     Args:
         calls, replies: with the methods of a connection.
-        acting, averages: take parameters to publish by `write(modules)`.
-        work: `state` of the agent as bytes, `device`, and `settings`, the other arguments of `Learner`.
+        acting: takes parameters to publish by `write(modules)`.
+        state: of the agent.
+        threads: how many the learner may use, 0 for all but one, which is the actor's.
+        settings: the other arguments of `Learner`.
     """
     keep_freed_memory()
-    save_dir = Path(work["settings"]["save_dir"])
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
     try:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        with open(save_dir / LOCK, "w") as file:
-            _lock(file)
-            _Service(replies, acting, averages, work).run(calls)
+        settings["save_dir"].mkdir(parents=True, exist_ok=True)
+        with open(settings["save_dir"] / LEARNER_LOCK, "w") as file:
+            wait_for_lock(file, LOCK_SECONDS)  # one whose actor was killed may still be saving
+            seed_all(settings["seed"])
+            agent = build.restore_agent(from_bytes(state, device), device, "the actor's agent")
+            _Service(replies, acting, agent, settings).run(calls)
+    except (EOFError, ConnectionError):  # the actor was killed; what it recorded is on disk for --resume
+        pass
     except (WriteError, FloatingPointError, RunInUse) as error:
-        replies.send(("error", (error, "")))
+        replies.send(("error", error))
     except Exception:
-        replies.send(("error", (None, traceback.format_exc())))
+        replies.send(("error", LearnerError(f"the learner failed:\n{traceback.format_exc()}")))
 
 
-def _lock(file) -> None:
-    """Wait until no learner uses the run; one whose actor was killed may still be saving."""
-    wait_for_lock(file, LOCK_SECONDS)
+class _Service(Learner):
+    """A `Learner` that does what it is called to do, and learns when there is no call."""
 
+    def __init__(self, replies: Any, acting: Any, agent: SACAgent, settings: dict[str, Any]):
+        super().__init__(agent, **settings)
+        self.replies, self.acting = replies, acting
+        self.due, self.step, self.heard = 0, 0, False  # cycles that the actor's steps allow; the newest step
+        self.cycles, self.published = 0, time.monotonic()
 
-ASKED = ("store_demos", "full_size_gb", "load", "recover")  # methods of `Learner` that read what the user gave
+    def run(self, calls: Any) -> None:
+        """Take calls as they come, and learn in between."""
+        while True:
+            if self.due and not calls.poll(0):
+                self.cycle()
+                continue
+            name, arguments = calls.recv()
+            if name == "stop":
+                return
+            try:
+                answer = getattr(self, name)(*arguments)
+            except (ValueError, OSError) as error:
+                if name not in READ:
+                    raise
+                return self.replies.send(("error", error))  # the user's mistake
+            if name not in TOLD:
+                self.replies.send((name, answer))
 
-
-class _Service:
-    """A `Learner` that takes calls from a queue and learns when there is none."""
-
-    def __init__(self, replies, acting, averages, work):
-        self.replies, self.acting, self.averages = replies, acting, averages
-        seed_all(work["settings"]["seed"])
-        content = torch.load(io.BytesIO(work["state"]), work["device"], weights_only=True)
-        self.agent = build.restore_agent(content, work["device"], "the actor's agent")
-        self.learner = Learner(self.agent, **work["settings"])
-        self.due, self.step, self.asked = 0, 0, False  # due: cycles that the actor's steps allow
-        self.cycles, self.since, self.published = 0, time.monotonic(), 0.0
-        self.reply("ready", True)
-
-    def run(self, calls):
-        """Take calls as they come, and learn when there are none."""
-        try:
-            while True:
-                if self.due and not calls.poll(0):
-                    self.learn()
-                    continue
-                name, arguments = calls.recv()
-                if name == "stop":
-                    return
-                if name in ASKED:
-                    self.ask(name, *arguments)
-                else:
-                    getattr(self, f"on_{name}")(*arguments)
-        except (EOFError, BrokenPipeError):  # the actor was killed; what it recorded is on disk for --resume
-            return
-
-    def learn(self):
-        info = self.learner.learn(self.step)
+    def cycle(self) -> None:
+        """Learn what one environment step allows; from time to time publish what has come of it."""
+        info = super().learn(self.step)
         self.due -= 1
         self.cycles += 1
-        if self.asked and time.monotonic() - self.published > PUBLISH_SECONDS:
-            self.asked = False  # an actor that evaluates reads no replies: do not fill the pipe
-            seconds = time.monotonic() - self.since
-            figures = {key: float(value) for key, value in info.items()}
+        seconds = time.monotonic() - self.published
+        if self.heard and seconds > PUBLISH_SECONDS:
+            self.heard = False  # an actor that evaluates reads no replies: do not fill the pipe
+            updates = self.cycles * self.schedule.cta_ratio * self.schedule.cycles_per_step
+            figures = {"updates_per_second": updates / seconds, "steps_behind": self.due}
             self.publish()
-            updates = self.cycles * self.learner.schedule.cta_ratio * self.learner.schedule.cycles_per_step
-            self.reply("info", figures | {"updates_per_second": updates / seconds, "steps_behind": self.due})
-            self.cycles, self.since = 0, time.monotonic()
+            self.replies.send(("info", _floats(info) | figures))
 
-    def publish(self):
+    def publish(self) -> None:
         self.acting.write(acting_modules(self.agent))
-        self.published = time.monotonic()
+        self.cycles, self.published = 0, time.monotonic()
 
-    def reply(self, name, content):
-        self.replies.send((name, content))
+    # ---------------------------------------------------------------- calls that differ from the learner's own
 
-    # ---------------------------------------------------------------- the calls
+    def learn(self, step: int, cycles: int = 1) -> None:
+        self.due, self.step, self.heard = self.due + cycles, step, True
 
-    def on_add(self, transition, to_demos):
-        self.learner.add(transition, to_demos)
+    def pretrain(self) -> dict[str, float]:
+        return _floats(super().pretrain())
 
-    def on_end_episode(self, solved_alone):
-        self.learner.end_episode(solved_alone)
-
-    def on_learn(self, step, cycles=1):
-        self.due, self.step, self.asked = self.due + cycles, step, True
-
-    def on_pretrain(self):
-        info = self.learner.pretrain()
-        self.reply("pretrain", {key: float(value) for key, value in info.items()})
-
-    def on_catch_up(self, behind):
+    def catch_up(self, behind: int) -> None:
         while self.due > behind:
-            self.learn()
-        self.reply("catch_up", True)
+            self.cycle()
 
-    def on_averaged(self):
-        published = self.averages.write(acting_modules(self.learner.averaged()))
-        self.learner.save_averaged(self.learner.save_dir / EVALUATED)
+    def averaged(self) -> bytes:
         self.publish()
-        self.reply("averaged", published)
+        return to_bytes(self.agent.averaged().policy_state_dict())
 
-    def ask(self, name, *arguments):
-        """Call the learner's own method; what it refuses is the user's mistake, and goes back as it is."""
-        try:
-            answer = getattr(self.learner, name)(*arguments)
-            self.publish()
-            self.reply(name, answer)
-        except (ValueError, OSError) as error:
-            self.reply("refused", error)
+    def load(self) -> tuple[int, dict[str, Any]]:
+        answer = super().load()
+        self.publish()
+        return answer
 
-    def on_save(self, step, progress):
-        self.reply("save", self.learner.save(step, progress))
+
+def _floats(info: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {key: float(value) for key, value in info.items()}

@@ -6,7 +6,6 @@ Ray starts a successor, which comes back as a resumed run does: from the checkpo
 Needs `pip install -r requirements/ray.txt`.
 """
 
-import io
 import os
 import queue
 import socket
@@ -23,8 +22,8 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
-from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
-from pytorch_serl.scaling.processes import EVALUATED, LearnerCalls, LearnerError, serve
+from pytorch_serl.scaling.parameters import pack
+from pytorch_serl.scaling.processes import LearnerCalls, LearnerError, serve
 
 try:
     import ray
@@ -58,7 +57,7 @@ def connect(address: str) -> None:
         )
 
 
-# ---------------------------------------------------------------- the learner
+# ---------------------------------------------------------------- the learner's process
 
 
 class _Mailbox(queue.SimpleQueue):
@@ -70,71 +69,68 @@ class _Mailbox(queue.SimpleQueue):
     send, recv = queue.SimpleQueue.put, queue.SimpleQueue.get
 
 
-class _Published:
-    """The newest parameters, for whoever asks."""
-
-    values, version = None, 0
-
-    def write(self, modules: list[torch.nn.Module]) -> np.ndarray:
-        self.values, self.version = pack(modules).cpu().numpy(), self.version + 1
-        return self.values
-
-
 class LearnerHost:
-    """The Ray actor with the learner, which works in a thread of it; see `processes.serve`."""
+    """The Ray actor with the learner, which works in a thread of it; see `processes.serve`.
 
-    def __init__(self):
+    Args:
+        token: what the driver's folder has in TOKEN. What goes wrong, here and later, is a reply.
+        work: the arguments of `serve` on the learner.
+    """
+
+    def __init__(self, token: str, work: dict[str, Any]):
         self.life = socket.gethostname(), os.getpid(), uuid.uuid4().hex  # a successor has another one
-        self.calls, self.replies, self.turn = _Mailbox(), _Mailbox(), threading.Lock()
-        self.acting = _Published()
-
-    def who(self) -> tuple[str, int, str]:
-        return self.life
-
-    def begin(self, work: dict[str, Any], token: str, threads: int) -> None:
-        """Make the learner; `threads` is how many it may use, 0 for all but one. What goes wrong is a reply."""
+        self.calls, self.replies = _Mailbox(), _Mailbox()
+        self.version, self.values = 0, None
         file = work["settings"]["save_dir"] / TOKEN
         if not file.is_file() or file.read_text() != token:
             text = f"the learner's node {socket.gethostname()} does not see the driver's {file.parent}: start the "
             text += "command on the learner's machine, or give a --save_dir that both of them share"
-            self.replies.send(("error", (ValueError(text), "")))
+            self.replies.send(("error", ValueError(text)))
             return
         if work["device"].type != "mps":
             work = work | {"device": torch.device("cuda" if ray.get_gpu_ids() else "cpu")}
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
-        arguments = (self.calls, self.replies, self.acting, _Published(), work)
-        threading.Thread(target=serve, args=arguments, daemon=True).start()
+        threading.Thread(target=serve, args=(self.calls, self.replies, self), kwargs=work, daemon=True).start()
 
-    def exchange(self, life: tuple[str, int, str], calls: list[tuple], until: str) -> list[tuple] | None:
-        """Pass calls on to the learner; returns its replies up to the one of name `until`, or to an error.
+    def who(self) -> tuple[str, int, str]:
+        """Machine, process, and what tells this one from any other."""
+        return self.life
+
+    def exchange(self, life: tuple[str, int, str], calls: list[tuple]) -> list[tuple] | None:
+        """Pass calls on to the learner; returns its replies up to the answer to the last one, or to an error.
 
         None, and passes on nothing, where the calls are meant for a predecessor.
         """
         if life != self.life:
             return None
-        with self.turn:
-            for call in calls:
-                self.calls.send(call)
-            replies = [self.replies.recv()]
-            while replies[-1][0] not in (until, "error", "refused"):
-                replies.append(self.replies.recv())
-            return replies
+        for call in calls:
+            self.calls.send(call)
+        replies = [self.replies.recv()]
+        while replies[-1][0] not in (calls[-1][0], "error"):
+            replies.append(self.replies.recv())
+        return replies
+
+    def write(self, modules: list[torch.nn.Module]) -> None:
+        """The learner has newer parameters."""
+        self.values, self.version = pack(modules).cpu().numpy(), self.version + 1
 
     def newest(self, known: Any) -> tuple[Any, np.ndarray | None]:
         """Version and values of the newest parameters; no values where the version is `known`."""
-        version = (self.life, self.acting.version)
-        return version, None if version == known else self.acting.values
+        version = (self.life, self.version)
+        return version, None if version == known else self.values
 
 
-def start_host(use_gpu: bool) -> Any:
-    """A Ray actor for the learner: on this node where that has what it needs, else elsewhere."""
+def start_host(use_gpu: bool, *arguments: Any) -> Any:
+    """A `LearnerHost` as a Ray actor: on this node where that has what it needs, else elsewhere."""
     here = ray.get_runtime_context().get_node_id()
     gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
     # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
     place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
     host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
-    return host.options(scheduling_strategy=place).remote()
+    return host.options(scheduling_strategy=place).remote(*arguments)
+
+
+# ---------------------------------------------------------------- the learner, seen from the driver
 
 
 class _Lost(Exception):
@@ -153,28 +149,16 @@ class RayLearner(LearnerCalls):
     """
 
     def __init__(self, agent: SACAgent, use_gpu: bool, **settings: Any):
-        self.agent, self.save_dir, self.info, self.outbox = agent, settings["save_dir"], {}, []
-        self.steps = self.episode = 0  # transitions handed over, and whole episodes
-        self.step = self.cycles = 0  # of the newest call of `learn`, and how many there were
-        # what a successor begins with: the demos until there is a checkpoint
-        self.demos: Demos | None = None
-        self.saved, self.pretrained = -1, 0
-        state, token = io.BytesIO(), uuid.uuid4().hex
-        torch.save(agent.state_dict(), state)
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        self.token = self.save_dir / TOKEN
-        self.token.write_text(token)
-        work = {"state": state.getvalue(), "device": agent.device, "settings": settings}
-        self.host = start_host(use_gpu)
-        self.beginning, self.life = (ray.put(work), token, int(os.environ.get("OMP_NUM_THREADS", 0))), None
-        self.life = self._find()
-        self.host.begin.remote(*self.beginning)
-        self._exchange("ready")
+        super().__init__(agent, settings)
+        self.outbox, self.steps, self.cycles, self.episode = [], 0, 0, 0  # calls of `learn`; whole episodes
+        self.beginning = None  # a successor's first call: to load the checkpoint, or until there is one, the demos
+        self.token = settings["save_dir"] / TOKEN
+        self.token.parent.mkdir(parents=True, exist_ok=True)
+        self.token.write_text(uuid.uuid4().hex)
+        self.work = ray.put(self.work)  # here: a successor needs it, too
+        self.host = start_host(use_gpu, self.token.read_text(), self.work)
+        self.life = self._find(None)
         print("learner: on {} (process {})".format(*self.life))
-
-    def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
-        super().add(transition, to_demos)
-        self.steps += 1
 
     def end_episode(self, solved_alone: bool) -> None:
         super().end_episode(solved_alone)
@@ -182,45 +166,36 @@ class RayLearner(LearnerCalls):
         self.catch_up(EVER)  # what is on its way arrives
 
     def learn(self, step: int) -> dict[str, float]:
-        self.step, self.cycles = step, self.cycles + 1
+        self.steps, self.cycles = step, self.cycles + 1
         return super().learn(step)
 
-    def averaged(self) -> SACAgent:
-        policy = self.agent.averaged()  # a copy to load into
-        unpack(torch.tensor(self._ask("averaged")), acting_modules(policy))
-        return policy
+    def learned(self) -> int:
+        """For how many environment steps the newest parameters have learned."""
+        return self.steps - int(self.info.get("steps_behind", 0))
 
     def store_demos(self, demos: Demos) -> None:
         super().store_demos(demos)
-        self.demos = demos
+        self.beginning = ("store_demos", demos)
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         path = super().save(step, progress)
-        self.saved, self.demos = step, None
+        self.beginning = ("load",)
         return path
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        self.saved, progress = super().load()
-        self.steps, self.episode = self.saved, progress["episode"]
-        return self.saved, progress
+        self.steps, progress = super().load()
+        self.beginning, self.episode = ("load",), progress["episode"]
+        return self.steps, progress
 
     def recover(self, first: int) -> tuple[int, int]:
         self.episode, steps = super().recover(first)
         self.steps += steps
         return self.episode, steps
 
-    def refresh(self) -> None:
-        """Nothing: the robots fetch the newest parameters, and the driver does not act by them."""
-
-    def learned(self) -> int:
-        """For how many environment steps the newest parameters have learned."""
-        return self.steps - int(self.info.get("steps_behind", 0))
-
     def close(self) -> None:
         """End the learner."""
         ray.kill(self.host)
-        for file in (self.token, self.save_dir / EVALUATED):
-            file.unlink(missing_ok=True)
+        self.token.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- transport
 
@@ -235,24 +210,21 @@ class RayLearner(LearnerCalls):
                 self._replace()
 
     def _exchange(self, name: str, *arguments: Any) -> Any:
-        """What this very learner answers; `ready` is what it says by itself."""
-        calls, self.outbox = [*self.outbox, *([] if name == "ready" else [(name, arguments)])], []
-        try:
-            replies = ray.get(self.host.exchange.remote(self.life, calls, name))
-        except RayActorError:
-            replies = None
+        """What this very learner answers."""
+        calls, self.outbox, replies = [*self.outbox, (name, arguments)], [], None
+        with suppress(RayActorError):
+            replies = ray.get(self.host.exchange.remote(self.life, calls))
         if replies is None:
             raise _Lost
-        for what, content in replies:
-            self.raise_error(what, content)
-            self.info = content if what == "info" else self.info
+        for reply in replies:
+            self._hear(*reply)
         return replies[-1][1]
 
-    def _find(self) -> tuple[str, int, str]:
-        """Wait for a process other than the one so far; returns its machine, its number, and what tells it apart."""
+    def _find(self, lost: tuple[str, int, str] | None) -> tuple[str, int, str]:
+        """Wait for another process than the lost one; returns its machine, its number, and what tells it apart."""
         for attempt in range(10**9):
             try:
-                if (life := ray.get(self.host.who.remote(), timeout=5)) != self.life:
+                if (life := ray.get(self.host.who.remote(), timeout=5)) != lost:
                     return life
                 ray.kill(self.host, no_restart=False)  # it was out of reach: what it has heard is not known
             except (ActorUnavailableError, GetTimeoutError):
@@ -266,12 +238,9 @@ class RayLearner(LearnerCalls):
         """Bring a successor to where the learner was, or if that is lost as well, the next one."""
         since = time.monotonic()
         while True:
+            self.life, self.outbox = self._find(self.life), []  # whole episodes: the successor reads them
+            tqdm.write("the learner was lost; its successor is on {} (process {})".format(*self.life))
             with suppress(_Lost):
-                self.life, self.outbox = self._find(), []  # whole episodes: the successor reads them
-                tqdm.write(
-                    "the learner was lost; its successor on {} (process {}) starts from ".format(*self.life)
-                    + (f"the checkpoint of step {self.saved:,}" if self.saved >= 0 else "nothing")
-                )
                 self._restore()
                 seconds, behind = time.monotonic() - since, self.info["steps_behind"]
                 return tqdm.write(f"the learner is back after {seconds:.1f} s, {behind:,} steps behind")
@@ -281,18 +250,11 @@ class RayLearner(LearnerCalls):
 
         What had been learned since then is due once more.
         """
-        self.host.begin.remote(*self.beginning)
-        self._exchange("ready")
-        step = pretrained = 0
-        if self.saved >= 0:
-            step, progress = self._exchange("load")
-            pretrained = progress["pretrained"]
-            self._exchange("recover", progress["episode"], self.episode)
-        elif self.demos is not None:
-            self._exchange("store_demos", self.demos)
-        for _ in range(pretrained, self.pretrained):
+        step, progress = 0, {"episode": 0, "pretrained": 0}
+        if self.beginning:
+            step, progress = self._exchange(*self.beginning) or (step, progress)
+        self._exchange("recover", progress["episode"], self.episode)
+        for _ in range(progress["pretrained"], self.pretrained):
             self._exchange("pretrain")
-        due = max(0, min(self.cycles, self.step - step))
-        self.info = self.info | {"steps_behind": due}
-        if due:
-            self._send("learn", self.step, due)
+        self.info = self.info | {"steps_behind": max(0, min(self.cycles, self.steps - step))}
+        self._send("learn", self.steps, self.info["steps_behind"])

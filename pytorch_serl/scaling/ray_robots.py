@@ -6,18 +6,17 @@ on disk until the driver has the episode. `Robots` is what the loop sees of them
 """
 
 import atexit
-import io
+import itertools
 import os
 import queue
-import re
 import shutil
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,22 +30,21 @@ from tqdm import tqdm
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
-from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
+from pytorch_serl.scaling.parameters import acting_modules, from_bytes, pack, to_bytes, unpack
 from pytorch_serl.scaling.ray_cluster import ROBOT, RayLearner
 from pytorch_serl.training import build
-from pytorch_serl.training.actor import CALLED_SUCCESS, RECENT, Actor, recent_figures
+from pytorch_serl.training.actor import RECENT, Actor, recent_figures
 from pytorch_serl.training.evaluate import Evaluation, evaluate
 from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.robot import close_robots, guarded
-from pytorch_serl.training.run import seed_all, uninterrupted
+from pytorch_serl.training.run import SPOOL, seed_all, uninterrupted
 from pytorch_serl.utils.files import atomic_write, try_lock
 
 POLL_SECONDS = 0.2
 SET_UP_SECONDS = 120.0  # for the first robot to be there
 RETRY_SECONDS = 10.0  # before a robot whose environment failed is tried again
 END_SECONDS = 10.0  # for the environments to be closed
-OWN_FOLDER = re.compile("[0-9a-f]{32}")  # of a worker in SPOOL; a file manager may leave others
-SPOOL = "robots"  # folder of a run, on every robot's machine: episodes that the driver does not have yet
+OWN_FOLDER = "[0-9a-f]" * 32  # of a worker in SPOOL; a file manager may leave others
 
 
 @dataclass
@@ -61,18 +59,8 @@ class Episode:
     steps: list[tuple[dict[str, Any], bool]]
     files: dict[str, bytes]
     solved: bool
-    marks: dict[str, int]
     pace: dict[str, float] = field(default_factory=dict)
     summary: list[float] | None = None
-
-
-class _MarkedWriter(EpisodeWriter):
-    """Writes with every step which robot made it, and by how old parameters."""
-
-    marks: dict[str, int]
-
-    def add(self, step: dict[str, Any], next_obs: dict[str, Any]) -> None:
-        super().add(step | self.marks, next_obs)
 
 
 class RobotWorker:
@@ -91,7 +79,7 @@ class RobotWorker:
         """Make the environment and the agent.
 
         Args:
-            state: `torch.save` of the agent's state; later only what training changes comes.
+            state: of the agent; later only what training changes comes.
             number: of the robot.
             spool: folder of the run for episodes that the driver does not have yet.
             seed: of this worker's own random numbers.
@@ -100,68 +88,41 @@ class RobotWorker:
         Raises ValueError as `make_env` does.
         """
         seed_all(seed)
-        content = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
-        self.agent, self.number = build.restore_agent(content, "cpu", "the driver's agent"), number
+        self.agent, self.number = build.restore_agent(from_bytes(state, "cpu"), "cpu", "the driver's agent"), number
         self.env = guarded(make_env())
-        self.locks, self.handed_over = [], []
-        left = [
-            folder for folder in sorted(spool.glob("*")) if OWN_FOLDER.fullmatch(folder.name) and self._claim(folder)
-        ]
+        self.locks = []
+        self.left = [folder for folder in sorted(spool.glob(OWN_FOLDER)) if self._claim(folder)]
         self.folder = spool / uuid.uuid4().hex
         self._claim(self.folder)
-        self.writer = _MarkedWriter(self.folder, [*self.agent.image_keys, "state"])
+        self.writer = EpisodeWriter(self.folder, [*self.agent.image_keys, "state"])
         self.actor = Actor(self.agent, add_human(self.env, seed=seed), writer=self.writer, **settings)
-        episodes = [self._left(path) for folder in left for path in episode_files(folder).values()]
-        self.handed_over += left
+        episodes = [self._left(path) for folder in self.left for path in episode_files(folder).values()]
         return socket.gethostname(), os.getpid(), [episode for episode in episodes if episode.steps]
 
     def run_episode(self, values: np.ndarray, episode: int, step: int, marks: dict[str, int]) -> Episode:
-        """One training episode, seeded by its number; the driver has the ones before."""
-        with self._closed_on_error():
-            return self._run_episode(values, episode, step, marks)
-
-    def _run_episode(self, values, episode, step, marks):
-        self._forget()
+        """One training episode, seeded by its number; the driver has the ones before, which go."""
+        for folder in [*self.left, *self.folder.glob("[!.]*")]:
+            shutil.rmtree(folder)
+        self.left = []
         unpack(torch.tensor(values), acting_modules(self.agent))
         self.actor.episode, self.writer.marks = episode, {"robot": self.number} | marks
         self.actor.start_episode()
         steps = []
         while not steps or not steps[-1][0]["dones"]:
             steps.append(self.actor.act(step + len(steps)))
-        paths = [self.writer.path, *(self.writer.folder.parent / CALLED_SUCCESS).glob("*.png")]
-        self.handed_over += paths
-        return Episode(
-            steps,
-            _contents(paths),
-            self.actor.solved,
-            self.writer.marks,
-            self.actor.pace.figures(),
-            self.actor.recent[-1],
-        )
+        files = _contents(self.folder.glob("*/*"))
+        return Episode(steps, files, self.actor.solved, self.actor.pace.figures(), self.actor.recent[-1])
 
     def evaluate(self, values: np.ndarray, episodes: int, options: dict[str, Any]) -> Evaluation:
         """Unaided episodes with these parameters; see `evaluate`."""
         unpack(torch.tensor(values), acting_modules(self.agent))
-        with self._closed_on_error():
-            return evaluate(self.agent, self.env, episodes, **options)
+        return evaluate(self.agent, self.env, episodes, **options)
 
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        """A worker whose environment failed is killed by the driver, which would close nothing."""
-        try:
-            yield
-        except Exception:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the environment; what the driver does not have yet stays on this machine."""
+    def close(self, everything: bool = False) -> None:
+        """Close the environment; what is here stays on this machine unless the driver has `everything`."""
         close_robots(self.env)
-
-    def end(self) -> None:
-        """The driver has everything and wants nothing more."""
-        self.close()
-        shutil.rmtree(self.folder)
+        if everything:
+            shutil.rmtree(self.folder)
 
     def _claim(self, folder: Path) -> bool:
         """Take a folder for this process as long as it lives; False where a process that lives has it."""
@@ -175,59 +136,32 @@ class RobotWorker:
 
     def _left(self, path: Path) -> Episode:
         recorded = self.actor.limits.recorded(path, read_episode(path))
-        steps = list(zip(build.stored_transitions(self.agent, recorded), (step["corrected"] for step in recorded)))
-        names = ("robot", "parameters_step", "parameters_age")
-        marks = {name: recorded[0][name] for name in names} if recorded else {}
-        return Episode(steps, _contents([path]), bool(recorded) and bool(recorded[-1].get("succeed")), marks)
-
-    def _forget(self) -> None:
-        """Delete what the driver has."""
-        for path in self.handed_over:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self.handed_over = []
+        steps = [(step, step["corrected"]) for step in build.stored_transitions(self.agent, recorded)]
+        return Episode(steps, _contents([path]), bool(recorded) and bool(recorded[-1].get("succeed")))
 
 
-def _contents(paths: list[Path]) -> dict[str, bytes]:
+def _contents(paths: Iterable[Path]) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
 # ---------------------------------------------------------------- the robots, seen from the driver
 
 
-class _Robot:
-    """What the driver knows of a robot: its worker, and what that does."""
-
-    def __init__(self, number: int):
-        self.number, self.worker, self.retry, self.there = number, None, 0.0, False
-        self.request: _Request | None = None
-
-
-@dataclass
-class _Request:
-    """An evaluation that the loop waits for."""
-
-    values: Any
-    episodes: int
-    options: dict[str, Any]
-    result: Future = field(default_factory=Future)
-
-
-class _Pace:
-    """The control rate of the robot that keeps it worst."""
-
-    def __init__(self):
-        self.robots: dict[int, dict[str, float]] = {}
+class _Pace(dict):
+    """Figures of each robot's `Pace`, by its number."""
 
     def figures(self) -> dict[str, float]:
-        names = {name for figures in self.robots.values() for name in figures}
-        return {name: max(figures.get(name, 0.0) for figures in self.robots.values()) for name in sorted(names)}
+        """Those of the robot that keeps it worst."""
+        robots = list(self.values())  # threads add to it
+        names = sorted({name for figures in robots for name in figures})
+        return {name: max(figures.get(name, 0.0) for figures in robots) for name in names}
 
 
 class Robots:
     """Stands where the loop has its `Actor`: an episode is the next one that any robot has finished.
 
-    The robots go on by themselves, in a thread, with the newest parameters at the start of each episode. An episode
-    is in the run's folder before its robot is given the next one.
+    The robots go on by themselves, each in a thread, with the newest parameters at the start of each episode. An
+    episode is in the run's folder before its robot is given the next one.
 
     Args:
         agent: its copy acts on every robot.
@@ -255,25 +189,24 @@ class Robots:
         waits: bool,
         settings: dict[str, Any],
     ):
-        self.learner, self.save_dir, self.waits, self.settings = learner, save_dir, waits, settings
-        self.recent, self.ages, self.pace, self.episode = [], [], _Pace(), 0
-        self.current: Episode | None = None  # of which `act` returned the steps before `place`
-        state = io.BytesIO()
-        torch.save(agent.state_dict(), state)
-        self.set_up = (ray.put(state.getvalue()), make_env, add_human)
+        self.count, self.learner, self.save_dir, self.waits, self.settings = count, learner, save_dir, waits, settings
+        self.recent, self.ages, self.pace, self.episode = [], deque(maxlen=RECENT), _Pace(), 0
+        self.rest = deque()  # steps of the episode that `act` did not return yet
+        self.set_up = (ray.put(to_bytes(agent.state_dict())), make_env, add_human)
         self.spool = save_dir / SPOOL / self._run_id(resume)
-        self.episodes, self.requests, self.left = queue.SimpleQueue(), queue.SimpleQueue(), []
-        self.running, self.workers, self.started, self.arrived, self.steps = False, 0, 0, 0, 0
-        self.asked = self.version = self.parameters = self.failure = None
-        self.ended = False
-        self.busy: dict[Any, _Robot] = {}
-        self.idle: list[_Robot] = []
-        self.robots = [_Robot(number) for number in range(count)]
-        for robot in self.robots:
-            self._start(robot)
-        self._wait_for_first()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.episodes, self.requests = queue.SimpleQueue(), queue.SimpleQueue()
+        self.workers, self.arrived, self.steps, self.lock = itertools.count(1), 0, 0, threading.Lock()
+        self.newest = None  # parameters, and for how many steps they have learned
+        self.running = self.ended = False
+        self.there, self.first, self.failure = set(), threading.Event(), None
+        drivers = [(self._drive, number) for number in range(count)]
+        self.threads = [threading.Thread(target=self._watched, args=work, daemon=True) for work in drivers]
+        for thread in (*self.threads, threading.Thread(target=self._watched, args=(self._follow,), daemon=True)):
+            thread.start()
+        if not self.first.wait(SET_UP_SECONDS):
+            raise ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
+        if self.failure is not None:
+            raise self.failure
         atexit.register(self.end)  # before Ray ends
 
     def _run_id(self, resume: bool) -> str:
@@ -284,60 +217,42 @@ class Robots:
                 out.write(uuid.uuid4().hex.encode())
         return file.read_text()
 
-    def _wait_for_first(self) -> None:
-        done, _ = ray.wait(list(self.busy), timeout=SET_UP_SECONDS)
-        if not done:
-            raise ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
-        try:
-            ray.get(done[0])
-        except RayTaskError as error:
-            raise ValueError(f"a robot cannot be set up: {error.cause}") from None
-        except RayError as error:
-            raise ValueError(f"a robot cannot be set up: {str(error).splitlines()[0]}") from None
-
     # ---------------------------------------------------------------- what the loop calls
 
     def start_episode(self) -> None:
         """Wait for the next finished episode."""
         if not self.running:
-            self.started = self.arrived = self.episode
-            self.steps, self.running = self.learner.steps, True
-        entry = self.episodes.get()
-        if isinstance(entry, Exception):
-            raise entry
+            self.arrived, self.steps = self.episode, self.learner.steps
+            self.started = itertools.count(self.episode)
+            self.running = True
+        episode = self._wait(self.episodes)
         with uninterrupted():
-            self.current, self.place = entry, 0
+            self.rest, self.solved = deque(episode.steps), episode.solved
+            self.helped = sum(corrected for _, corrected in episode.steps)
+            self.recent = [*self.recent, *[episode.summary] * (episode.summary is not None)][-RECENT:]
             self.episode += 1
 
     def act(self, step: int) -> tuple[dict[str, Any], bool]:
         """The episode's next transition, and whether a human acted."""
-        transition, corrected = self.current.steps[self.place]
-        self.place += 1
+        transition, corrected = self.rest.popleft()
         self.in_control = "human" if corrected else "policy"
-        if transition["dones"]:
-            self.solved, self.helped = self.current.solved, sum(helped for _, helped in self.current.steps)
-            self.ages = [*self.ages, self.current.marks.get("parameters_age", 0)][-RECENT:]
-            if self.current.summary is not None:
-                self.recent = [*self.recent, self.current.summary][-RECENT:]
         return transition, corrected
 
     @property
     def has_more(self) -> bool:
         """Whether the episode has steps that `act` did not return yet."""
-        return self.current is not None and self.place < len(self.current.steps)
+        return bool(self.rest)
 
     def figures(self) -> dict[str, float]:
         """As `Actor.figures`; robots that are there; the largest age of the parameters, in environment steps."""
         age = {"parameters_age": max(self.ages)} if self.ages else {}
-        return recent_figures(self.recent) | age | {"robots": sum(robot.there for robot in self.robots)}
+        return recent_figures(self.recent) | age | {"robots": len(self.there)}
 
     def evaluate(self, policy: SACAgent, env: None, episodes: int, **options: Any) -> Evaluation:
         """As `evaluate`, on the robot that is free first."""
-        request = _Request(ray.put(pack(acting_modules(policy)).cpu().numpy()), episodes, options)
-        if self.failure is not None:
-            raise self.failure
-        self.requests.put(request)
-        return request.result.result()
+        answer = queue.SimpleQueue()
+        self.requests.put((answer, (pack(acting_modules(policy)).cpu().numpy(), episodes, options)))
+        return self._wait(answer)
 
     def close(self) -> None:
         """No more training episodes; those that have begun are not waited for."""
@@ -345,103 +260,98 @@ class Robots:
 
     def end(self) -> None:
         """Close the environments; a robot whose episode does not end within END_SECONDS is killed amid it."""
-        self.ended = True
-        self.thread.join()
-        calls = [robot.worker.end.remote() for robot in self.idle]
-        calls += [robot.worker.close.remote() for robot in self.busy.values()]  # after what they are at
-        if calls:
-            ray.wait(calls, num_returns=len(calls), timeout=END_SECONDS)
+        self.ended, end = True, time.monotonic() + END_SECONDS
+        for number in list(self.there):
+            self.threads[number].join(max(0.0, end - time.monotonic()))
 
-    # ---------------------------------------------------------------- the thread
+    def _wait(self, answers: queue.SimpleQueue) -> Any:
+        """What comes next; raises what ended a thread."""
+        while self.failure is None:
+            with suppress(queue.Empty):
+                return answers.get(timeout=POLL_SECONDS)
+        raise self.failure
 
-    def _run(self) -> None:
+    # ---------------------------------------------------------------- the threads
+
+    def _watched(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
-            while not self.ended:
-                self._fetch_parameters()
-                if not self.busy:
-                    time.sleep(POLL_SECONDS)
-                done = ray.wait(list(self.busy), timeout=POLL_SECONDS)[0] if self.busy else []
-                for task in done:
-                    self._finish(self.busy.pop(task), task)
-                while self.running and self.left:
-                    self._store_left(self.left.pop(0))
-                for robot in list(self.idle):
-                    self._give_work(robot)
-                for robot in self.robots:
-                    if robot.worker is None and time.monotonic() >= robot.retry:
-                        self._start(robot)
+            work(*arguments)
         except Exception as error:  # the loop raises it
             self.failure = error
-            self.episodes.put(error)
-            requests = [robot.request for robot in self.robots if robot.request is not None]
-            while not self.requests.empty():
-                requests.append(self.requests.get())
-            for request in requests:
-                request.result.set_exception(error)
+            self.first.set()
 
-    def _start(self, robot: _Robot) -> None:
-        """Have a worker started; where no node offers a robot, it is when one does."""
-        worker = ray.remote(num_cpus=0, resources={ROBOT: 1})(RobotWorker)
-        robot.worker, self.workers = worker.remote(), self.workers + 1
-        seed = self.settings["seed"] + 1_000_003 * self.workers  # no two workers explore by the same numbers
-        task = robot.worker.set_up.remote(*self.set_up, robot.number, self.spool, seed, self.settings)
-        self.busy[task] = robot
+    def _drive(self, number: int) -> None:
+        """Keep a robot at work: where no node offers one, it begins when one does, and where it is lost, anew."""
+        while not self.ended:
+            worker = ray.remote(num_cpus=0, resources={ROBOT: 1})(RobotWorker).remote()
+            try:
+                left = self._begin(number, worker)
+                while not self.ended:
+                    self._give_work(number, worker, left)
+                ray.get(worker.close.remote(everything=True))
+            except RayError as error:
+                if not self.ended:
+                    self._lose(number, worker, error)
 
-    def _finish(self, robot: _Robot, task: Any) -> None:
-        """Take what a robot has done."""
-        try:
-            result = ray.get(task)
-        except ContractError as error:
-            raise error.cause from None
-        except RayTaskError as error:
-            return self._lose(robot, f"{type(error.cause).__name__}: {error.cause}", RETRY_SECONDS)
-        except RayError as error:
-            return self._lose(robot, type(error).__name__, 0.0)
-        if robot.request is not None:
-            robot.request.result.set_result(result)
-            robot.request = None
-        elif isinstance(result, Episode):
-            self._store(result)
-            self.pace.robots[robot.number] = result.pace
+    def _begin(self, number: int, worker: Any) -> list[Episode]:
+        """Set a worker up; returns what its machine has kept for the driver."""
+        seed = self.settings["seed"] + 1_000_003 * next(self.workers)  # no two workers explore by the same numbers
+        call = worker.set_up.remote(*self.set_up, number, self.spool, seed, self.settings)
+        machine, process, left = ray.get(call)
+        tqdm.write(f"robot {number} is there, on {machine} (process {process})")
+        self.there.add(number)
+        self.first.set()
+        return left
+
+    def _give_work(self, number: int, worker: Any, left: list[Episode]) -> None:
+        """Have a robot do what there is to do, an evaluation first, and take what comes of it."""
+        request = None
+        with suppress(queue.Empty):
+            request = self.requests.get_nowait()
+        if request is not None:
+            try:
+                request[0].put(ray.get(worker.evaluate.remote(*request[1])))
+            except RayError:
+                self.requests.put(request)  # for the next one that is free
+                raise
+        elif self.running and left:
+            self._store_left(left.pop(0))
+        elif self.running and self.newest and not (self.waits and self.episodes.qsize() >= self.count):
+            parameters, learned = self.newest
+            marks = {"parameters_step": learned, "parameters_age": max(0, self.steps - learned)}
+            episode = ray.get(worker.run_episode.remote(parameters, next(self.started), self.steps, marks))
+            self._store(episode)
+            self.ages.append(marks["parameters_age"])
+            self.pace[number] = episode.pace
         else:
-            machine, process, left = result
-            robot.there, self.left = True, self.left + left
-            tqdm.write(f"robot {robot.number} is there, on {machine} (process {process})")
-        self.idle.append(robot)
+            time.sleep(POLL_SECONDS)
 
-    def _lose(self, robot: _Robot, reason: str, seconds: float) -> None:
-        tqdm.write(f"robot {robot.number} is lost ({reason}); it is started again where a node offers one")
-        ray.kill(robot.worker)
-        robot.worker, robot.there, robot.retry = None, False, time.monotonic() + seconds
-        if robot.request is not None:
-            self.requests.put(robot.request)
-            robot.request = None
-
-    def _give_work(self, robot: _Robot) -> None:
-        if not self.requests.empty():
-            robot.request = request = self.requests.get()
-            task = robot.worker.evaluate.remote(request.values, request.episodes, request.options)
-        elif self.running and self.parameters is not None and not self._too_many():
-            marks = {"parameters_step": self.learned, "parameters_age": max(0, self.steps - self.learned)}
-            task = robot.worker.run_episode.remote(self.parameters, self.started, self.steps, marks)
-            self.started += 1
-        else:
-            return
-        self.idle.remove(robot)
-        self.busy[task] = robot
-
-    def _too_many(self) -> bool:
-        return self.waits and self.episodes.qsize() >= len(self.robots)
+    def _lose(self, number: int, worker: Any, error: RayError) -> None:
+        """Give a worker up. Raises what ends the run: no robot at all, or an environment that breaks the contract."""
+        failed = isinstance(error, RayTaskError)  # and its process lives
+        cause = error.cause if failed else str(error).splitlines()[0]
+        with suppress(RayError):
+            ray.get(worker.close.remote(), timeout=END_SECONDS)
+        ray.kill(worker)
+        if not self.first.is_set():
+            raise ValueError(f"a robot cannot be set up: {cause}")
+        if isinstance(cause, ContractError):
+            raise cause
+        self.there.discard(number)
+        reason = f"{type(cause).__name__}: {cause}" if failed else type(error).__name__
+        tqdm.write(f"robot {number} is lost ({reason}); it is started again where a node offers one")
+        time.sleep(RETRY_SECONDS if failed else 0)
 
     def _store(self, episode: Episode) -> None:
         """Put an episode on disk under the number of its arrival, and in the loop's queue."""
-        for name, content in episode.files.items():
-            folder, _, file = name.partition("/")
-            with atomic_write(self.save_dir / folder / f"{self.arrived:06d}{file[6:]}") as out:
-                out.write(content)
-        self.arrived += 1
-        self.steps += len(episode.steps)
-        self.episodes.put(episode)
+        with self.lock:
+            for name, content in episode.files.items():
+                folder, _, file = name.partition("/")
+                with atomic_write(self.save_dir / folder / f"{self.arrived:06d}{file[6:]}") as out:
+                    out.write(content)
+            self.arrived += 1
+            self.steps += len(episode.steps)
+            self.episodes.put(episode)
 
     def _store_left(self, episode: Episode) -> None:
         """Likewise for one that a robot's machine kept, unless the driver died after it had it."""
@@ -451,17 +361,12 @@ class Robots:
             tqdm.write(f"an episode of {len(episode.steps)} steps was left on a robot's machine and is taken over")
             self._store(episode)
 
-    def _fetch_parameters(self) -> None:
-        """Take the learner's newest parameters when they are there; a learner that is gone has none."""
-        if self.asked is None:
-            self.asked = self.learner.host.newest.remote(self.version)
-        if not ray.wait([self.asked], timeout=0)[0]:
-            return
-        try:
-            version, values = ray.get(self.asked)
-        except RayError:
-            version, values = self.version, None
-        self.asked = None
-        if values is not None:
-            self.version, self.parameters = version, ray.put(values)  # here, where they outlive the learner
-            self.learned = self.learner.learned()
+    def _follow(self) -> None:
+        """Take the learner's newest parameters as they come; one that is gone has none."""
+        version = None
+        while not self.ended:
+            with suppress(RayError):
+                version, values = ray.get(self.learner.host.newest.remote(version))
+                if values is not None:
+                    self.newest = ray.put(values), self.learner.learned()  # here, where they outlive the learner
+            time.sleep(POLL_SECONDS)

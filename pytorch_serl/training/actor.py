@@ -14,10 +14,10 @@ from pytorch_serl.training.limits import Moment, limits_of
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.robot import guarded, robots_in
+from pytorch_serl.training.run import CALLED_SUCCESS
 
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
-CALLED_SUCCESS = "called_success"  # folder of a run for pictures
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
 

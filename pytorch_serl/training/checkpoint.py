@@ -9,7 +9,7 @@ import numpy as np
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
-from pytorch_serl.training.run import BEST, LAST, rng_state, set_rng_state
+from pytorch_serl.training.run import BEST, BUFFER_PART, LAST, rng_state, set_rng_state
 from pytorch_serl.utils.files import load_checkpoint, save_checkpoint
 
 PART = {"counters", "tail", "first", "columns", "frames"}
@@ -57,7 +57,7 @@ class RunCheckpoint:
         for name, buffer in self.buffers.items():
             part = buffer.export(self.counters[name])
             if part["counters"] != self.counters[name]:
-                file = f"buffer_{name}_{part['counters'][0]:07d}.pt"
+                file = BUFFER_PART.format(name, f"{part['counters'][0]:07d}")
                 save_checkpoint(self.path / file, part)
                 self.parts.append({"buffer": name, "file": file})
                 self.counters[name] = part["counters"]

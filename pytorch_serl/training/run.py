@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytorch_serl.data.episode_files import FOLDER, SUFFIX
 from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock
 from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
@@ -25,20 +26,19 @@ from pytorch_serl.utils.signals import uninterrupted as uninterrupted
 
 RUN_LOCK, LEARNER_LOCK = ".run.lock", ".learner.lock"
 LOCK_SECONDS = 10.0  # for the learner of a killed run to save
-SETTINGS, METRICS = "settings.json", "metrics.jsonl"
+# what a run writes, each name once
+SETTINGS, METRICS, CURVE = "settings.json", "metrics.jsonl", "learning_curve.png"
 LAST, BEST, NAN_BATCH = "last.pt", "best.pt", "nan_batch.pt"
+BUFFER_PART = "buffer_{}_{}.pt"  # of which buffer, from which transition on
+CALLED_SUCCESS = "called_success"  # folder of pictures
+SPOOL = "robots"  # folder, on every robot's machine: episodes that the driver of a cluster does not have yet
 RUN_FILES = (  # patterns
-    SETTINGS,
-    METRICS,
-    LAST,
-    BEST,
-    NAN_BATCH,
-    "buffer_*_*.pt",
-    "learning_curve.png",
+    *(SETTINGS, METRICS, CURVE, LAST, BEST, NAN_BATCH),
+    BUFFER_PART.format("*", "*"),
     "events.out.tfevents.*",
-    "episodes/[0-9]*.pkl.gz",
-    "called_success/*.png",
-    "robots/*/*/episodes/*.pkl.gz",
+    f"{FOLDER}/[0-9]*{SUFFIX}",
+    f"{CALLED_SUCCESS}/*.png",
+    f"{SPOOL}/*/*/{FOLDER}/*{SUFFIX}",
 )
 
 
