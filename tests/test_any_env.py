@@ -382,7 +382,7 @@ def test_what_is_fixed_follows_from_the_options(demos, tmp_path):
     ).split()
     args = train_hybrid.parse_args(words(demos, tmp_path))
     fixed = train_hybrid.fixed_settings(args)
-    assert set(fixed) == {*before, "env_args", "patience", "burst", "human_noise"}
+    assert set(fixed) == {*before, "env_args", "patience", "burst", "human_noise", "algo", "clone_std"}
     assert set(MAY_CHANGE) <= {*vars(args), "simulated"}
     offline = train_offline.parse_args(["--demo_paths", "x", "--image_keys", "image", "--setup_mode", FIXED])
     before = "algo image_keys setup_mode env batch_size lr discount views train_backbone val_fraction seed".split()
