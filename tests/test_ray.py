@@ -130,8 +130,9 @@ def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
     assert len(list((tmp_path / "spool").iterdir())) == 5 and other.locks
 
 
-def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
-    host = LearnerHost("token", {"settings": {"save_dir": tmp_path}})
+def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster.ray, "get", lambda x: x)
+    host = LearnerHost("token", [{"settings": {"save_dir": tmp_path}}])
     assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())]) is None and host.calls.empty()
     ((name, error),) = host.exchange(host.life, [("load", ())])
     assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)

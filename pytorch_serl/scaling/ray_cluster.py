@@ -74,10 +74,11 @@ class LearnerHost:
 
     Args:
         token: what the driver's folder has in TOKEN. What goes wrong, here and later, is a reply.
-        work: the arguments of `serve` on the learner.
+        work: where the arguments of `serve` on the learner are, in a list, so that a successor can be made of it, too.
     """
 
-    def __init__(self, token: str, work: dict[str, Any]):
+    def __init__(self, token: str, work: list[ray.ObjectRef]):
+        (work,) = ray.get(work)
         self.life = socket.gethostname(), os.getpid(), uuid.uuid4().hex  # a successor has another one
         self.calls, self.replies = _Mailbox(), _Mailbox()
         self.version, self.values = 0, None
@@ -155,7 +156,7 @@ class RayLearner(LearnerCalls):
         self.token = settings["save_dir"] / TOKEN
         self.token.parent.mkdir(parents=True, exist_ok=True)
         self.token.write_text(uuid.uuid4().hex)
-        self.work = ray.put(self.work)  # here: a successor needs it, too
+        self.work = [ray.put(self.work)]  # here: a successor fetches it, too
         self.host = start_host(use_gpu, self.token.read_text(), self.work)
         self.life = self._find(None)
         print("learner: on {} (process {})".format(*self.life))

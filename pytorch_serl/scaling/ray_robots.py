@@ -199,15 +199,15 @@ class Robots:
         self.newest = None  # parameters, and for how many steps they have learned
         self.running = self.ended = False
         self.there, self.first, self.failure = set(), threading.Event(), None
-        drivers = [(self._drive, number) for number in range(count)]
-        self.threads = [threading.Thread(target=self._watched, args=work, daemon=True) for work in drivers]
-        for thread in (*self.threads, threading.Thread(target=self._watched, args=(self._follow,), daemon=True)):
+        works = [*((self._drive, number) for number in range(count)), (self._follow,)]
+        self.threads = [threading.Thread(target=self._watched, args=work, daemon=True) for work in works]
+        atexit.register(self.end)  # before Ray ends
+        for thread in self.threads:
             thread.start()
         if not self.first.wait(SET_UP_SECONDS):
             raise ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
         if self.failure is not None:
             raise self.failure
-        atexit.register(self.end)  # before Ray ends
 
     def _run_id(self, resume: bool) -> str:
         """The run's name on the robots' machines, so that no run takes over another one's episodes."""
@@ -261,7 +261,7 @@ class Robots:
     def end(self) -> None:
         """Close the environments; a robot whose episode does not end within END_SECONDS is killed amid it."""
         self.ended, end = True, time.monotonic() + END_SECONDS
-        for number in list(self.there):
+        for number in (*self.there, -1):
             self.threads[number].join(max(0.0, end - time.monotonic()))
 
     def _wait(self, answers: queue.SimpleQueue) -> Any:
