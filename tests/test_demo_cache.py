@@ -193,7 +193,8 @@ def test_several_files_and_own_episodes_have_one_beside_the_first(path, backbone
 
 @pytest.mark.usefixtures("empty_home")
 @pytest.mark.parametrize(
-    "script, learner", [(train_hybrid, "inline"), (train_hybrid, "process"), (train_offline, None)]
+    "script, learner",
+    [(train_hybrid, "inline"), pytest.param(train_hybrid, "process", marks=pytest.mark.slow), (train_offline, None)],
 )
 def test_a_run_is_the_same_with_the_file(script, learner, tmp_path, capfd):
     """Encoded in the learner's process, too."""
