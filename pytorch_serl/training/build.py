@@ -25,7 +25,7 @@ from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.training.demo_cache import DemoCache
 from pytorch_serl.training.humans import scripted_steps
-from pytorch_serl.training.robot import Robot, close_robots, robots_in
+from pytorch_serl.training.robot import Robot, breaches, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
 ENV_NAMES = short_names()  # that --env takes beside Gymnasium ids
@@ -353,14 +353,8 @@ def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
         for k, shape in wanted.items()
         if k not in spaces or spaces[k].shape != tuple(shape)
     ]
-    wrong += [
-        f"camera {k!r} gives {spaces[k].dtype}, wanted uint8 in 0..255"
-        for k in demos.image_shapes
-        if k in spaces and spaces[k].dtype != np.uint8
-    ]
     if env.action_space.shape != (demos.action_dim,):
         wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")
-    elif not (np.allclose(env.action_space.low, -1) and np.allclose(env.action_space.high, 1)):
-        wrong.append(f"actions lie in {env.action_space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
+    wrong += breaches(env, demos.image_shapes)
     if wrong:
         raise ValueError(f"--env {env_id} does not fit the demos: " + "; ".join(wrong))
