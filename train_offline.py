@@ -364,7 +364,7 @@ def run(args, at_the_end):
         training.progress |= saved  # a run of an older version may lack an entry
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-            build.add_demos(training.demo, train, agent, args.views, progress=progress)
+            build.add_demos(training.demo, train, agent, args.views, progress=progress, keep=True)
             if held_out:
                 build.add_demos(training.held_out, held_out, agent, views=1)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)

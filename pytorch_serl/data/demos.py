@@ -45,7 +45,7 @@ class Demos:
         next_observations is the very object in the following observations where the two are equal.
     episode_ids: (N,) int64, counted over all files. An episode ends with dones or with its file.
     state_dim: 0 where no state was recorded. action_dim: A, grippers included.
-    warnings: what is odd but usable, with numbers.
+    warnings: what is odd but usable, with numbers. path: of the first file, absolute; "" where there is none.
     """
 
     transitions: list[dict]
@@ -56,6 +56,7 @@ class Demos:
     action_dim: int
     setup_mode: str
     warnings: list[str] = field(default_factory=list)
+    path: str = ""
 
     @property
     def continuous_dim(self) -> int:
@@ -91,7 +92,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
         part = _read_file(path, image_keys, setup_mode)
         solved += oddities.successes(part)
         if demos is None:
-            demos = part
+            demos = replace(part, path=os.path.abspath(path))
             continue
         _check_same_layout(paths[0], demos, path, part)
         part.warnings += _other_rewards(paths[0], demos, path, part)

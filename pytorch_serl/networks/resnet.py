@@ -31,6 +31,14 @@ def _pad_same(x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (0, 1, 0, 1))
 
 
+def resized(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, 128, 128) in 0..255, what the network sees of frames of any size."""
+    x = images.permute(0, 3, 1, 2).float()
+    if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+    return x
+
+
 class ResNetBlock(nn.Module):
     """Two 3x3 convolutions with GroupNorm(4) and a projected shortcut where the shape changes."""
 
@@ -67,10 +75,7 @@ class ResNet10(nn.Module):
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, 128, 128), resized with antialias, ImageNet-normalised."""
-        x = images.permute(0, 3, 1, 2).float()
-        if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
-        return (x / 255.0 - self.mean) / self.std
+        return (resized(images) / 255.0 - self.mean) / self.std
 
     def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Every intermediate map: conv_init, norm_init (before ReLU), then the four blocks; last is (B, 512, 4, 4)."""

@@ -4,6 +4,7 @@ import ast
 import importlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuma
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
+from pytorch_serl.training.demo_cache import DemoCache
 from pytorch_serl.training.humans import scripted_steps
-from pytorch_serl.training.robot import Robot, close_robots, robots_in
+from pytorch_serl.training.robot import Robot, breaches, close_robots, robots_in
 from pytorch_serl.utils.files import load_checkpoint
 
 ENV_NAMES = short_names()  # that --env takes beside Gymnasium ids
@@ -164,16 +166,51 @@ def repeat_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[st
     return {k: np.repeat(v, views, axis=0) if k in agent.image_keys else v for k, v in stored.items()}
 
 
-def add_demos(buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, progress: Any = iter) -> None:
-    """Put every demo transition into `buffer`; `progress` wraps the iterable (tqdm)."""
-    stored, last_obs = {}, None
-    for transition in progress(demos.transitions):
-        obs, next_obs = transition["observations"], transition["next_observations"]
-        same = last_obs is not None and all(obs[k] is last_obs[k] for k in obs)
-        stored = stored if same else to_storage(agent, obs, views)
-        next_stored = to_storage(agent, next_obs, views)
-        buffer.add(transition | {"observations": stored, "next_observations": next_stored})
-        stored, last_obs = next_stored, next_obs
+def add_demos(
+    buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, progress: Any = iter, keep: bool = False
+) -> None:
+    """Put every demo transition into `buffer`.
+
+    Args:
+        progress: wraps the iterable (tqdm).
+        keep: read what the backbone makes of the frames from a file beside the demos, or else write it there; the
+            buffer and the random numbers are the same without (training/demo_cache.py).
+    """
+    frames, fresh = _frames_in_order(demos.transitions)
+    cache = DemoCache(demos.path, agent, frames, views) if keep and agent.backbone is not None else None
+    features = cache.read() if cache else None
+    stored = _stored_frames(agent, frames, views, features)
+    made, next_obs = [], None
+    for transition, is_fresh in zip(progress(demos.transitions), fresh):
+        obs = next(stored) if is_fresh else next_obs
+        next_obs = next(stored)
+        buffer.add(transition | {"observations": obs, "next_observations": next_obs})
+        if cache and features is None:
+            made += [obs, next_obs] if is_fresh else [next_obs]
+    if made:
+        cache.write(made)
+
+
+def _frames_in_order(transitions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bool]]:
+    """The observations to store, each once, and of each transition whether its first one is not the last one before."""
+    frames, fresh = [], []
+    for transition in transitions:
+        obs = transition["observations"]
+        fresh.append(not frames or any(frames[-1][key] is not obs[key] for key in obs))
+        frames += [obs] * fresh[-1] + [transition["next_observations"]]
+    return frames, fresh
+
+
+def _stored_frames(
+    agent: SACAgent, frames: list[dict[str, Any]], views: int, features: np.ndarray | None
+) -> Iterator[dict[str, Any]]:
+    """`to_storage` of each frame, in order; `features` (frames, cameras, views, 512, 16) are what it would make."""
+    for number, frame in enumerate(frames):
+        if features is None:
+            yield to_storage(agent, frame, views)
+        else:
+            state = {"state": np.array(frame["state"])} if agent.state_dim else {}
+            yield dict(zip(agent.image_keys, features[number])) | state
 
 
 def env_id(name: str) -> str:
@@ -316,14 +353,8 @@ def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
         for k, shape in wanted.items()
         if k not in spaces or spaces[k].shape != tuple(shape)
     ]
-    wrong += [
-        f"camera {k!r} gives {spaces[k].dtype}, wanted uint8 in 0..255"
-        for k in demos.image_shapes
-        if k in spaces and spaces[k].dtype != np.uint8
-    ]
     if env.action_space.shape != (demos.action_dim,):
         wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")
-    elif not (np.allclose(env.action_space.low, -1) and np.allclose(env.action_space.high, 1)):
-        wrong.append(f"actions lie in {env.action_space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
+    wrong += breaches(env, demos.image_shapes)
     if wrong:
         raise ValueError(f"--env {env_id} does not fit the demos: " + "; ".join(wrong))

@@ -77,7 +77,7 @@ class Learner:
     def store_demos(self, demos: Demos) -> None:
         """Put the demos into their buffer, encoded where the backbone is frozen; shows a progress bar."""
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
-        build.add_demos(self.demo, demos, self.agent, self.views, progress=progress)
+        build.add_demos(self.demo, demos, self.agent, self.views, progress=progress, keep=True)
 
     def full_size_gb(self) -> tuple[float, float]:
         """Memory in GB of the buffers of demos and corrections, and of online experience, when they are full."""

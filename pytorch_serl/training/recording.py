@@ -9,13 +9,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
-from pytorch_serl.networks.resnet import IMAGE_SIZE
+from pytorch_serl.networks.resnet import resized
 from pytorch_serl.training.limits import Limits, Moment
-from pytorch_serl.training.robot import Robot
+from pytorch_serl.training.robot import Robot, breaches
 from pytorch_serl.utils.files import atomic_write
 
 DEMOS, FAILED, CLASSES = "demos.pkl", "failed_demos.pkl", ("failure", "success")  # of CLASSES, index = label
@@ -194,11 +193,7 @@ def check_spaces(env: gym.Env, image_keys: list[str] | None, setup_mode: str) ->
         raise ValueError(f"no camera {unknown} in the environment; it has {cameras}")
     if not cameras:
         raise ValueError(f"no camera among the observations {sorted(spaces)}; wanted uint8 (H, W, 3)")
-    wrong = [
-        f"camera {key!r} gives {spaces[key].dtype} {spaces[key].shape}, wanted uint8 (H, W, 3)"
-        for key in image_keys or cameras
-        if spaces[key].dtype != np.uint8 or spaces[key].shape[-1] != 3
-    ]
+    wrong = breaches(env, image_keys or cameras)
     if "state" in spaces and (len(spaces["state"].shape) != 1 or spaces["state"].dtype.kind != "f"):
         wrong.append(f"'state' is {spaces['state'].dtype} {spaces['state'].shape}, wanted floats (D,)")
     space, arms, grippers = env.action_space, num_arms(setup_mode), num_grippers(setup_mode)
@@ -206,8 +201,6 @@ def check_spaces(env: gym.Env, image_keys: list[str] | None, setup_mode: str) ->
         wrong.append(f"actions are {space}, wanted a Box of {arms} equal block{'s' * (arms > 1)}, one per arm")
     elif space.shape[0] // arms <= bool(grippers):
         wrong.append(f"actions have {space.shape[0]} entries, too few for {setup_mode}")
-    elif not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
-        wrong.append(f"actions lie in {space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
     if wrong:
         raise ValueError("the environment does not keep the contract (docs/robot.md): " + "; ".join(wrong))
     return list(image_keys or cameras)
@@ -237,8 +230,7 @@ def check_rate(env: Robot, seed: int, control_hz: float | None) -> tuple[dict[st
 
 def seen_by_network(image: np.ndarray) -> np.ndarray:
     """A frame uint8 (H, W, 3) as the network sees it, uint8 (128, 128, 3)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-    small = F.interpolate(pixels, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+    small = resized(torch.from_numpy(np.ascontiguousarray(image))[None])
     return small[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 

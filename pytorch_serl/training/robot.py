@@ -222,6 +222,19 @@ def close_robots(env: Any) -> None:
         robot.close()
 
 
+def breaches(env: gym.Env, cameras: Iterable[str]) -> list[str]:
+    """What cameras' frames and actions' limits break of the contract (docs/robot.md), by the environment's spaces."""
+    spaces, space = getattr(env.observation_space, "spaces", {}), env.action_space
+    wrong = [
+        f"camera {key!r} gives {spaces[key].dtype} {spaces[key].shape}, wanted uint8 (H, W, 3) in 0..255"
+        for key in cameras
+        if key in spaces and (spaces[key].dtype != np.uint8 or spaces[key].shape[-1:] != (3,))
+    ]
+    if isinstance(space, gym.spaces.Box) and not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
+        wrong.append(f"actions lie in {space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
+    return wrong
+
+
 def time_limit(env: gym.Env) -> int | None:
     """The steps after which an episode is truncated, where that is known: registered, wrapped, or an attribute."""
     limits = [getattr(env.spec, "max_episode_steps", None), getattr(env.unwrapped, "max_episode_steps", None)]
