@@ -381,7 +381,8 @@ def run(args, at_the_end):
         agent.load(save_dir / BEST)
         print(f"{summary}; best policy: {save_dir / BEST} (update {training.progress['best_step']:,})")
         with user_errors((ContractError,)):
-            report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED, sampled=args.sampled)
+            passes = {} if args.sampled else {"sampled": False}
+            report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED, **passes)
     else:
         print(
             f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "

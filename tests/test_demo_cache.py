@@ -31,6 +31,11 @@ class Eye(torch.nn.Module):
         return images[:, 5:9, 6:10].float().sum(-1).reshape(-1, 1, 16) / 765 + self.weight
 
 
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch):
+    monkeypatch.setattr(demo_cache, "SMALLEST", 1)
+
+
 @pytest.fixture
 def backbone():
     return Eye()
@@ -157,16 +162,16 @@ def test_where_nothing_can_be_written_or_read_it_goes_on_silently(path, backbone
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert_same(filled(path, backbone), without)
-    monkeypatch.undo()
-    monkeypatch.setattr(demo_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2_000_000}))
-    assert_same(filled(path, backbone), without)
-    monkeypatch.undo()
-    monkeypatch.setattr(demo_cache, "LARGEST", 100_000)
-    assert_same(filled(path, backbone), without)
-    demos = read_demos(path, KEYS, FIXED)
-    demos.path = ""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert_same(filled(path, backbone), without)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2_000_000}))
+        assert_same(filled(path, backbone), without)
+    for name, size in (("LARGEST", 100_000), ("SMALLEST", 5_000_000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(demo_cache, name, size)
+            assert_same(filled(path, backbone), without)
     assert os.listdir(path.parent) == ["demos.pkl"] and "encoding" not in capsys.readouterr().out
 
 
@@ -198,7 +203,8 @@ def test_several_files_and_own_episodes_have_one_beside_the_first(path, backbone
 )
 def test_a_run_is_the_same_with_the_file(script, learner, tmp_path, capfd):
     """Encoded in the learner's process, too."""
-    demos = make_demos(tmp_path / "demos.pkl", episodes=5)
+    long = learner == "process"  # which knows nothing of `however_small`
+    demos = make_demos(tmp_path / "demos.pkl", episodes=5, length=40 if long else 4)
     options = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "device": "cpu", "batch_size": 4}
     options |= {"views": 2, "max_steps": 2, "backbone": "random"}
     if learner:

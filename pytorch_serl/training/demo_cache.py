@@ -23,7 +23,7 @@ from pytorch_serl.training.run import rng_state, set_rng_state
 from pytorch_serl.utils.files import atomic_write, uncompiled
 
 DTYPE = np.dtype("<f2")  # what a buffer holds
-LARGEST = 2_000_000_000  # bytes: of more nothing is kept
+SMALLEST, LARGEST = 5_000_000, 2_000_000_000  # bytes: of less, a matter of seconds, and of more nothing is kept
 ROOM = 10  # times as much must be free on the drive
 FORMAT = 1  # of the file; a higher one makes older files stale
 
@@ -46,7 +46,7 @@ class DemoCache:
         self.image_keys = agent.image_keys
         self.shape = (len(frames), len(agent.image_keys), views, *FEATURE_SHAPE)
         self.bytes = int(np.prod(self.shape)) * DTYPE.itemsize
-        if self.path is not None and (not agent.image_keys or self.bytes > LARGEST):
+        if not SMALLEST <= self.bytes <= LARGEST:
             self.path = None
         if self.path is not None:
             before = rng_state()
