@@ -201,8 +201,12 @@ def shared_step(classifier, optimizer):
 def make_shared_step(state, device):
     """`shared_step` in the other processes, from the first one's state."""
     content = state["classifier"]
-    settings = {key: content[key] for key in ("image_keys", "dropout", "trainable_backbone")}
-    classifier = RewardClassifier(**settings, device=device)
+    classifier = RewardClassifier(
+        content["image_keys"],
+        dropout=content["dropout"],
+        trainable_backbone=content["trainable_backbone"],
+        device=device,
+    )
     classifier.load_checkpoint(content)
     optimizer = make_adam(classifier.trainable_parameters(), lr=0.0)  # the state brings its own
     optimizer.load_state_dict(state["optimizer"])
@@ -370,8 +374,6 @@ def run(args):
         started = time.perf_counter()
         add_frozen_features(classifier, train, args.crop_views)
         add_frozen_features(classifier, val, 1)
-        if not resumed:
-            classifier.standardise({k: maps[0] for k, maps in train.maps.items()})
         gb = sum(maps.nbytes for part in (train, val) for maps in part.maps.values()) / 1e9
         print(
             f"the backbone is frozen: the features of {args.crop_views} crops per frame were computed once "

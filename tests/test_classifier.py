@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pytorch_serl.networks.augment import random_crop
-from pytorch_serl.networks.classifier import LEAST_STD, RewardClassifier
+from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training import run
 from pytorch_serl.training.backbone import find_backbone
@@ -176,47 +176,6 @@ def test_feature_path_equals_image_path():
     swapped = model({"image": images["wrist"], "wrist": images["image"]})
     assert not torch.allclose(swapped, model(images))  # each camera has its own head
     assert not torch.equal(model.train().logits(features), model.logits(features))  # dropout
-
-
-def test_standardised_maps_are_what_the_head_gets(classifier):
-    maps = 3 + torch.rand(20, 512, 16) * torch.rand(512, 16)
-    maps[:, 7, 5] = 2.0  # a channel that never moves at this place
-    plain = classifier.logits({"image": maps}, dropout=False)
-    classifier.standardise({"image": maps})
-    assert not torch.allclose(classifier.logits({"image": maps}, dropout=False), plain, atol=1e-3)
-    by_hand = (maps - maps.mean(0)) / (maps.std(0, correction=0) + LEAST_STD * maps.std(correction=0))
-    got = classifier.logits({"image": maps}, dropout=False)
-    classifier.standardise({})
-    torch.testing.assert_close(got, classifier.logits({"image": by_hand}, dropout=False), rtol=1e-4, atol=1e-4)
-    assert torch.equal(classifier.logits({"image": maps}, dropout=False), plain)  # off is off to the bit
-    classifier.standardise({"image": torch.zeros(3, 512, 16)})
-    assert classifier.logits({"image": maps}, dropout=False).isfinite().all()
-
-
-def test_the_standardisation_is_in_the_file(classifier, tmp_path):
-    """A file without one, as every classifier before had it, and HIL-SERL's parameters are read as what they are."""
-    obs = batch(np.random.default_rng(0), [1, 0])
-    classifier.save(tmp_path / "old.pt")
-    assert not [name for name in load_checkpoint(tmp_path / "old.pt")["weights"] if name.startswith("standard")]
-    old, _ = classifier.predict_success(obs)
-    classifier.standardise({"image": torch.rand(9, 512, 16)})
-    classifier.save(tmp_path / "new.pt")
-    new, _ = classifier.predict_success(obs)
-    assert (new != old).all()
-    for name, wanted in (("new", new), ("old", old), ("new", new)):
-        classifier.load(tmp_path / f"{name}.pt")
-        assert (classifier.predict_success(obs)[0] == wanted).all()
-        assert (
-            RewardClassifier.from_checkpoint(tmp_path / f"{name}.pt", "cpu").predict_success(obs)[0] == wanted
-        ).all()
-    content = load_checkpoint(tmp_path / "new.pt")
-    for change, text in ((torch.ones(512, 4), r"standard.image.scale is \(512, 4\)"), (None, "scale is absent")):
-        weights = content["weights"] | {"standard.image.scale": change}
-        weights = {name: value for name, value in weights.items() if value is not None}
-        torch.save(content | {"weights": weights}, tmp_path / "bad.pt")
-        with pytest.raises(ValueError, match=f"bad.pt does not fit.*{text}"):
-            classifier.load(tmp_path / "bad.pt")
-    assert (classifier.predict_success(obs)[0] == new).all()
 
 
 def test_damaged_classifiers_are_refused(classifier, tmp_path):
@@ -555,18 +514,6 @@ def test_trained_backbone_is_saved_for_the_agents(data, tmp_path):
     train(*flags(data, tmp_path / "frozen", num_epochs=1, backbone=tmp_path / "run" / "backbone.pt"))
     frozen = RewardClassifier.from_checkpoint(tmp_path / "frozen" / "best.pt", "cpu")
     assert equal(dict(backbone.state_dict()), dict(frozen.backbone.state_dict()))
-    assert not best.standard and frozen.standard.keys() == {"image.mean", "image.scale"}  # a trained one's maps move
-
-
-def test_runs_of_before_the_standardisation_go_on_without(data, tmp_path):
-    out = tmp_path / "run"
-    train(*flags(data, out, num_epochs=1))
-    content = load_checkpoint(out / "last.pt")
-    weights = content["classifier"]["weights"]
-    content["classifier"]["weights"] = {k: v for k, v in weights.items() if not k.startswith("standard.")}
-    run.save_checkpoint(out / "last.pt", content)
-    train(*flags(data, out, num_epochs=2, resume=True))
-    assert not RewardClassifier.from_checkpoint(out / "last.pt", "cpu").standard
 
 
 def test_training_sees_crops_of_balanced_batches():

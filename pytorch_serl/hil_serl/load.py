@@ -135,4 +135,3 @@ def load_hil_serl_classifier(classifier: RewardClassifier, params: dict[str, Any
         raise ValueError("these HIL-SERL parameters do not fit this classifier: " + "; ".join(problems))
     classifier.backbone = copy.deepcopy(classifier.backbone)  # an agent may share the one that was passed in
     classifier.load_state_dict(state)
-    classifier.standardise({})  # the original has none

@@ -1,9 +1,8 @@
 """Reward classifier: camera frames in, probability of success out.
 
-A frame's way: uint8 (B, H, W, 3) -> one ResNet-10 for all cameras -> (B, 512, 16) -> standardised -> per camera
-`ImageHead` -> (B, 256) -> concatenated -> Dense 256, dropout, LayerNorm, ReLU, Dense 1 -> logit.
-Reference: HIL-SERL (arXiv 2410.21845) networks/reward_classifier.py. It has no standardisation; neither has a
-classifier here before `standardise`, nor one whose file holds none.
+A frame's way: uint8 (B, H, W, 3) -> one ResNet-10 for all cameras -> (B, 512, 16) -> per camera `ImageHead`
+-> (B, 256) -> concatenated -> Dense 256, dropout, LayerNorm, ReLU, Dense 1 -> logit.
+Reference: HIL-SERL (arXiv 2410.21845) networks/reward_classifier.py.
 """
 
 import copy
@@ -18,14 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
-from pytorch_serl.networks.resnet import BOTTLENECK_DIM, FEATURE_SHAPE, ImageHead, ResNet10, check_image_keys
+from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.device import DEVICE
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
 HIDDEN_DIM = 256
-STANDARD = "standard."  # how the standardisation's tensors are named among a file's weights: standard.CAMERA.mean
-LEAST_STD = 0.05  # of the whole map's deviation, added to every channel's at its place: some never move in the frames
 Tensors = dict[str, torch.Tensor]
 
 
@@ -70,7 +67,6 @@ class RewardClassifier(nn.Module):
         self.threshold = 0.5
         self.image_shapes: dict[str, tuple[int, int]] = {}
         self.validation: dict[str, Any] = {}
-        self.standard: Tensors = {}  # CAMERA.mean and CAMERA.scale, (512, 16) each; no parameters of the network
         self._warned: set[str] = set()
 
         if backbone is None:
@@ -95,32 +91,10 @@ class RewardClassifier(nn.Module):
         with torch.set_grad_enabled(self.trainable_backbone and torch.is_grad_enabled()):
             return {key: self.backbone(images[key]) for key in self.image_keys}
 
-    @torch.no_grad()
-    def standardise(self, features: Tensors) -> None:
-        """From now on take the mean off every channel at its place, and divide by the deviation.
-
-        What a frozen backbone sees of a still scene is much the same in every frame; what differs is small beside it,
-        and a head that starts from the maps as they are is slow to find it.
-
-        Args:
-            features: feature maps (N, 512, 16) per camera, of the training frames; empty: take the maps as they are.
-        """
-        self.standard = {}
-        for key, maps in features.items():
-            maps = maps.float()
-            std = maps.std(0, correction=0)
-            self.standard[f"{key}.mean"] = maps.mean(0)
-            self.standard[f"{key}.scale"] = 1 / (std + LEAST_STD * maps.std(correction=0)).clamp_min(1e-6)
-
-    def _standardised(self, key: str, maps: torch.Tensor) -> torch.Tensor:
-        if not self.standard:
-            return maps
-        return (maps - self.standard[f"{key}.mean"]) * self.standard[f"{key}.scale"]
-
     def encode(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
         """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras); `dropout` None: as the mode says."""
         dropout = self.training if dropout is None else dropout
-        heads = [(self.heads[key], self._standardised(key, features[key])) for key in self.image_keys]
+        heads = [(self.heads[key], features[key]) for key in self.image_keys]
         return torch.cat([head(head.pool(maps), dropout) for head, maps in heads], -1)
 
     def logits(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
@@ -201,7 +175,7 @@ class RewardClassifier(nn.Module):
             "threshold": float(self.threshold),
             "image_shapes": {key: [int(n) for n in shape] for key, shape in self.image_shapes.items()},
             "validation": self.validation,
-            "weights": uncompiled(self.state_dict()) | {STANDARD + k: v for k, v in self.standard.items()},
+            "weights": uncompiled(self.state_dict()),
         }
         if not self.trainable_backbone and is_shipped(self.backbone):
             content["weights"] = {k: v for k, v in content["weights"].items() if not k.startswith("backbone.")}
@@ -217,10 +191,7 @@ class RewardClassifier(nn.Module):
             weights = weights | {f"backbone.{name}": value for name, value in named.items()}
         if content["image_keys"] != self.image_keys:
             wrong.append(f"its image_keys are {content['image_keys']}, here {self.image_keys}")
-        standard = {k: v for k, v in weights.items() if k.startswith(STANDARD)}
-        wanted = {f"{STANDARD}{k}.{what}" for k in self.image_keys for what in ("mean", "scale")} if standard else ()
-        fitting = dict.fromkeys(wanted, torch.empty(FEATURE_SHAPE))  # of a file with a standardisation, all of it
-        states = uncompiled(self.state_dict()) | fitting, uncompiled(weights)
+        states = uncompiled(self.state_dict()), uncompiled(weights)
         ours, theirs = ({k: tuple(v.shape) for k, v in state.items()} for state in states)
         wrong += [
             f"{name} is {theirs.get(name, 'absent')}, here {ours.get(name, 'absent')}"
@@ -231,8 +202,7 @@ class RewardClassifier(nn.Module):
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise ValueError(f"{source} does not fit this classifier: " + "; ".join(wrong[:8]) + more)
         self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
-        load_into(self, {k: v for k, v in weights.items() if k not in standard})
-        self.standard = {k.removeprefix(STANDARD): v.to(self.device, torch.float32) for k, v in standard.items()}
+        load_into(self, weights)
         self.threshold, self.validation = content["threshold"], content["validation"]
         self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
 
