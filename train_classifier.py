@@ -201,12 +201,8 @@ def shared_step(classifier, optimizer):
 def make_shared_step(state, device):
     """`shared_step` in the other processes, from the first one's state."""
     content = state["classifier"]
-    classifier = RewardClassifier(
-        content["image_keys"],
-        dropout=content["dropout"],
-        trainable_backbone=content["trainable_backbone"],
-        device=device,
-    )
+    settings = {key: content[key] for key in ("image_keys", "dropout", "trainable_backbone")}
+    classifier = RewardClassifier(**settings, device=device)
     classifier.load_checkpoint(content)
     optimizer = make_adam(classifier.trainable_parameters(), lr=0.0)  # the state brings its own
     optimizer.load_state_dict(state["optimizer"])

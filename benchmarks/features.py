@@ -31,7 +31,7 @@ from pytorch_serl.training.evaluate import wilson_interval  # noqa: E402
 
 PARTS = ("place", "classifier", "clone")
 PLACE_FRAMES, TEST_FRAMES = (20, 100, 200), 300
-OTHER_SEED = 1000  # of the scenes that a classifier has never seen
+OTHER_SEED = 999  # of the scenes that a classifier has never seen
 WAIT = 8  # expert's steps at most before a frame of `place_frames`
 
 
@@ -85,8 +85,7 @@ def recording(folder: Path, mode: str, seed: int) -> Path:
     """The directory of a recording of the built-in task, made if it is not there."""
     data = (folder / f"data-{mode}-{seed}").resolve()
     if not (data / "demos.pkl").exists():
-        words = ["-m", "pytorch_serl.envs.record", "--setup_mode", mode, "--seed", seed, "--output_dir", data]
-        subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+        run("record_demos.py", "--setup_mode", mode, "--seed", seed, "--output_dir", data, "--overwrite")
     return data
 
 

@@ -17,6 +17,8 @@ import compare_backbones  # noqa: E402
 import features  # noqa: E402
 import probes  # noqa: E402
 
+import record_demos  # noqa: E402
+
 
 def test_auc_and_recall_by_counting():
     rng = np.random.default_rng(0)
@@ -53,6 +55,17 @@ def test_ridge_leaves_whole_groups_out(monkeypatch):
     others = rng.normal(size=(5, 60))
     wanted = by_hand(x, y, others, scale * probes.PENALTIES[int(np.argmin(errors))])
     assert np.allclose(probes.ridge(x, y, others, groups), wanted)
+
+
+@pytest.mark.parametrize("seed", [0, features.OTHER_SEED])
+def test_recordings_are_made_by_a_command_that_exists(seed, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(features, "run", lambda script, *words: calls.append((script, [str(w) for w in words])))
+    data = features.recording(tmp_path, FIXED, seed)
+    [(script, words)] = calls
+    assert script == "record_demos.py"
+    args = record_demos.parse_args(words)
+    assert (args.seed, args.setup_mode, args.output_dir) == (seed, FIXED, str(data)) and not args.image_keys
 
 
 def test_places_are_where_the_task_says(monkeypatch):
