@@ -85,20 +85,18 @@ class LearnerHost:
             work: the arguments of `serve` on the learner.
         Returns: machine, process, and what tells this one from any other.
         """
-        if self.begun.acquire(blocking=False):
-            self._begin(token, work)
-        return self.life
-
-    def _begin(self, token, work):
         file = work["settings"]["save_dir"] / TOKEN
-        if not file.is_file() or file.read_text() != token:
+        if not self.begun.acquire(blocking=False):
+            return self.life
+        if file.is_file() and file.read_text() == token:
+            if work["device"].type != "mps":
+                work = work | {"device": torch.device("cuda" if ray.get_gpu_ids() else "cpu")}
+            threading.Thread(target=serve, args=(self.calls, self.replies, self), kwargs=work, daemon=True).start()
+        else:
             text = f"the learner's node {socket.gethostname()} does not see the driver's {file.parent}: start the "
             text += "command on the learner's machine, or give a --save_dir that both of them share"
             self.replies.send(("error", ValueError(text)))
-            return
-        if work["device"].type != "mps":
-            work = work | {"device": torch.device("cuda" if ray.get_gpu_ids() else "cpu")}
-        threading.Thread(target=serve, args=(self.calls, self.replies, self), kwargs=work, daemon=True).start()
+        return self.life
 
     def exchange(self, life: tuple[str, int, str], calls: list[tuple]) -> list[tuple] | None:
         """Pass calls on to the learner; returns its replies up to the answer to the last one, or to an error.
