@@ -1,13 +1,18 @@
 """Fixtures that several test files use, and what a run of the tests says that it left out."""
 
+import os
 import re
 import signal
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from tests.runs import make_demos
+
+# matplotlib lists the fonts once, not for each test that has an empty home
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
 
 
 @pytest.fixture(scope="module")

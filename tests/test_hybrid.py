@@ -96,18 +96,14 @@ def modules(agent):
 # ---------------------------------------------------------------- the script
 
 
-def test_script(tmp_path):
+def test_script(tmp_path, capsys):
     """The command line of the README with smaller numbers: record, train, evaluate the checkpoint alone."""
     record(LEARNED, tmp_path / "data", num_demos=2, num_classifier_episodes=0)
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def run(**more):
-        options = {"demo_paths": "./data/demos.pkl", "image_keys": "image", "setup_mode": LEARNED, "eval_episodes": 1}
-        script = [sys.executable, ROOT / "train_hybrid.py", *command(options | more)]
-        return subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
-
+    options = {"demo_paths": "./data/demos.pkl", "image_keys": "image", "setup_mode": LEARNED, "eval_episodes": 1}
     short = {"max_steps": 60, "training_starts": 55, "pretrain_steps": 2, "batch_size": 4, "views": 1}
-    done = run(save_dir="./hybrid_ckpt", **short)
+    script = [sys.executable, ROOT / "train_hybrid.py", *command(options | {"save_dir": "./hybrid_ckpt"} | short)]
+    done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = {file.name for file in (tmp_path / "hybrid_ckpt").iterdir()}
     assert written >= RUN_OUTPUTS | {"evaluation.gif", "evaluation.json"}
@@ -128,9 +124,9 @@ def test_script(tmp_path):
     assert "Traceback" not in done.stderr
 
     figures = json.loads((tmp_path / "hybrid_ckpt/evaluation.json").read_text())["deterministic"]
-    alone = run(eval_ckpt="./hybrid_ckpt/best.pt", save_dir="./evaluated")
-    assert alone.returncode == 0, alone.stderr
-    assert f"{figures['successes']} of 1 episodes solved without help" in alone.stdout
+    capsys.readouterr()
+    train_hybrid.main(command(options | {"eval_ckpt": "./hybrid_ckpt/best.pt", "save_dir": "./evaluated"}))
+    assert f"{figures['successes']} of 1 episodes solved without help" in capsys.readouterr().out
     again = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["deterministic"]
     assert again == figures and not (tmp_path / "evaluated/last.pt").exists()
 

@@ -231,7 +231,7 @@ def running(pid):
 
 def test_a_checkpoint_that_does_not_fit_is_refused(demos, tmp_path, capsys):
     out = tmp_path / "run"
-    train_hybrid.main(words(demos, out, max_steps=1))
+    train_hybrid.main(words(demos, out, max_steps=1, learner="inline"))
     capsys.readouterr()
     before = (out / "last.pt").read_bytes()
     refused(train_hybrid, capsys, "--views was 2, is 3", words(demos, out, resume=True, views=3))

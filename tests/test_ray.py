@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from functools import partial
 
@@ -18,6 +19,7 @@ from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.training import build
 from pytorch_serl.training.learner import Schedule
 from pytorch_serl.training.limits import limits_for
+from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.utils.files import load_checkpoint
 from tests.runs import FIXED, ROOT, RUN_OUTPUTS, command, content, equal, metrics, refused
 from tests.test_hybrid import training
@@ -25,10 +27,10 @@ from tests.tiny_env import HUMAN_STEPS, LENGTH, TinyEnv, fingerprint
 
 ray = pytest.importorskip("ray", reason="pip install -r requirements/ray.txt")
 
-from pytorch_serl.scaling import ray_cluster  # noqa: E402
+from pytorch_serl.scaling import ray_cluster, ray_robots  # noqa: E402
 from pytorch_serl.scaling.parameters import acting_modules, pack  # noqa: E402
 from pytorch_serl.scaling.ray_cluster import LearnerHost, RayLearner  # noqa: E402
-from pytorch_serl.scaling.ray_robots import RobotWorker  # noqa: E402
+from pytorch_serl.scaling.ray_robots import Robots, RobotWorker  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 
@@ -130,9 +132,9 @@ def test_a_robots_machine_keeps_what_the_driver_does_not_have(robot, tmp_path):
     assert len(list((tmp_path / "spool").iterdir())) == 5 and other.locks
 
 
-def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_cluster.ray, "get", lambda x: x)
-    host = LearnerHost("token", [{"settings": {"save_dir": tmp_path}}])
+def test_a_learner_that_does_not_see_the_drivers_folder_says_so(tmp_path):
+    host = LearnerHost()
+    assert host.begin("token", {"settings": {"save_dir": tmp_path}}) == host.life
     assert host.exchange(("elsewhere", 1, "a predecessor"), [("save", ())]) is None and host.calls.empty()
     ((name, error),) = host.exchange(host.life, [("load", ())])
     assert name == "error" and f"does not see the driver's {tmp_path}" in str(error)
@@ -145,11 +147,7 @@ class Here:
     """
 
     def __init__(self, lose=()):
-        self.host, self.lose, self.asked, self.lost = None, list(lose), Counter(), 0
-
-    def start(self, use_gpu, *arguments):
-        self.arguments, self.host = arguments, LearnerHost(*arguments)
-        return self
+        self.host, self.lose, self.asked, self.lost = LearnerHost(), list(lose), Counter(), 0
 
     def __getattr__(self, name):
         method = self.lossy_exchange if name == "exchange" else getattr(self.host, name)
@@ -164,7 +162,7 @@ class Here:
                     if heard:
                         self.host.exchange(life, calls)
                     self.host.calls.send(("stop", ()))  # it has the lock of the run
-                    self.host, self.lost = LearnerHost(*self.arguments), self.lost + 1
+                    self.host, self.lost = LearnerHost(), self.lost + 1
                     raise ray.exceptions.RayActorError
         return self.host.exchange(life, calls)
 
@@ -172,7 +170,7 @@ class Here:
 def a_run(demos, out, lose, monkeypatch):
     """What the loop asks of a learner, in short; returns the host, the policy that was evaluated last, and the end."""
     host = Here(lose)
-    monkeypatch.setattr(ray_cluster, "start_host", host.start)
+    monkeypatch.setattr(ray_cluster, "start_host", lambda use_gpu: host)
     monkeypatch.setattr(ray_cluster.ray, "put", lambda x: x)
     monkeypatch.setattr(ray_cluster.ray, "get", lambda x, timeout=None: x)
     monkeypatch.setattr(ray_cluster.ray, "get_gpu_ids", list)
@@ -252,6 +250,150 @@ def test_a_learner_that_is_lost_has_a_successor_that_knows_the_same(name, demos,
     updates = saved["agent"]["optimizers"]["actor"]["state"][0]["step"]
     assert updates == 2 + 4 * LENGTH  # what was lost with it is learned once more
     assert equal(policy.actor.state_dict(), load_checkpoint(tmp_path / "best.pt")["modules"]["actor"])
+
+
+class Gone(BaseException):
+    """SIGKILL for the process of a worker."""
+
+
+class Fragile(TinyEnv):
+    """Raises what `errors` has for the how manieth step, of all its robots together."""
+
+    def __init__(self, errors, made):
+        super().__init__(human=True)
+        self.errors, self.made = errors, made
+        made.append(self)
+
+    def step(self, action):
+        self.made.steps += 1
+        if error := self.errors.pop(self.made.steps, None):
+            raise error
+        return super().step(action)
+
+    def close(self):
+        self.made.closed += 1
+
+
+class Made(list):
+    """The environments, and what happened to all of them."""
+
+    steps = closed = 0
+
+
+class NoCluster:
+    """What `Robots` uses of Ray, with the workers in this process; a call is made when it is waited for."""
+
+    put = staticmethod(lambda x: x)
+
+    def remote(self, **options):
+        return lambda kind: types.SimpleNamespace(remote=lambda: self.worker(kind()))
+
+    def worker(self, it):
+        def call(name, *arguments, **named):
+            try:
+                return getattr(it, name)(*arguments, **named)
+            except Gone:
+                raise ray.exceptions.RayActorError from None
+            except Exception as error:
+                raise ray.exceptions.RayTaskError(name, "its traceback", error).as_instanceof_cause() from None
+
+        methods = {name: partial(call, name) for name in ("set_up", "run_episode", "evaluate", "close")}
+        face = {name: types.SimpleNamespace(remote=partial(partial, method)) for name, method in methods.items()}
+        return types.SimpleNamespace(it=it, **face)
+
+    def get(self, call, timeout=None):
+        return call()
+
+    def kill(self, worker):
+        gone(worker.it)
+
+
+@pytest.fixture
+def robots(robot, tmp_path, monkeypatch):
+    """Makes two `Robots` without a cluster, whose environments raise the `errors`."""
+    monkeypatch.setattr(ray_robots, "ray", NoCluster())
+    monkeypatch.setattr(ray_robots, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(ray_robots, "POLL_SECONDS", 0.01)
+    made = []
+
+    def make(errors, max_steps=10**6, make_env=None):
+        kept, values = Made(), pack(acting_modules(robot.agent)).numpy()
+        host = types.SimpleNamespace(newest=types.SimpleNamespace(remote=lambda known: lambda: ("newest", values)))
+        learner = types.SimpleNamespace(host=host, steps=0, learned=lambda: 0)
+        settings = {"seed": 0, "random_steps": 0, "sparse": True, "control_hz": None, "max_steps": max_steps}
+        made.append(
+            Robots(
+                robot.agent,
+                2,
+                learner,
+                save_dir=tmp_path / "run",
+                resume=False,
+                make_env=make_env or (lambda: Fragile(errors, kept)),
+                add_human=lambda env, seed: env,
+                waits=False,
+                settings=settings,
+            )
+        )
+        return made[-1], kept
+
+    make.agent = robot.agent
+    yield make
+    for each in made:
+        each.end()
+
+
+def take(robots, episodes):
+    """The loop's part: lengths of the next episodes."""
+    lengths = []
+    for _ in range(episodes):
+        robots.start_episode()
+        steps = []
+        while robots.has_more:
+            steps.append(robots.act(0))
+        assert [transition["dones"] for transition, _ in steps] == [False] * (len(steps) - 1) + [True]
+        lengths.append(len(steps))
+    return lengths
+
+
+def test_robots_go_on_when_one_is_lost(robots, tmp_path, capsys):
+    run, made = robots({9: Gone(), 21: RuntimeError("a cable")})
+    assert run.evaluate(robots.agent, None, 1, seed=0).episodes == 1
+    assert made.steps == LENGTH and not run.running
+    lengths = take(run, 10)
+    run.close()
+    run.end()
+    out = capsys.readouterr().out
+    assert out.count("is there, on") == 4 and out.count("was left on a robot's machine and is taken over") >= 1
+    assert "is lost (RayActorError)" in out and "is lost (RuntimeError: a cable)" in out
+    files = episode_files(tmp_path / "run")
+    assert list(files) == list(range(len(files))) and len(files) >= 10
+    assert [len(read_episode(files[number])) for number in range(10)] == lengths
+    assert sorted(lengths) == sorted([n for n in lengths if n < LENGTH]) + [LENGTH] * lengths.count(LENGTH)
+    assert sum(len(read_episode(path)) for path in files.values()) == run.steps
+    assert run.figures()["robots"] == 2 and len(run.recent) == lengths.count(LENGTH) and made.closed == len(made)
+
+
+def test_what_breaks_the_contract_ends_the_run(robots):
+    run, _ = robots({3: ContractError("a camera has changed")})
+    with pytest.raises(ContractError, match="a camera has changed"):
+        take(run, 10)
+    with pytest.raises(ContractError, match="a camera has changed"):
+        run.evaluate(robots.agent, None, 1)
+
+
+def test_robots_make_no_more_steps_than_the_run_takes(robots, tmp_path):
+    run, _ = robots({}, max_steps=3 * LENGTH)
+    assert take(run, 3) == [LENGTH] * 3
+    time.sleep(0.3)
+    assert len(episode_files(tmp_path / "run")) <= 4  # two were at work
+
+
+def test_robots_that_cannot_be_set_up_say_why(robots):
+    def broken():
+        raise ValueError("no such arm")
+
+    with pytest.raises(ValueError, match="a robot cannot be set up: no such arm"):
+        robots({}, make_env=broken)
 
 
 # ---------------------------------------------------------------- on a cluster of two nodes

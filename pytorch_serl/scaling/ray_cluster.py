@@ -70,30 +70,32 @@ class _Mailbox(queue.SimpleQueue):
 
 
 class LearnerHost:
-    """The Ray actor with the learner, which works in a thread of it; see `processes.serve`.
+    """The Ray actor with the learner, which works in a thread of it; see `processes.serve`."""
 
-    Args:
-        token: what the driver's folder has in TOKEN. What goes wrong, here and later, is a reply.
-        work: where the arguments of `serve` on the learner are, in a list, so that a successor can be made of it, too.
-    """
-
-    def __init__(self, token: str, work: list[ray.ObjectRef]):
-        (work,) = ray.get(work)
+    def __init__(self):
         self.life = socket.gethostname(), os.getpid(), uuid.uuid4().hex  # a successor has another one
-        self.calls, self.replies = _Mailbox(), _Mailbox()
+        self.calls, self.replies, self.begun = _Mailbox(), _Mailbox(), threading.Lock()
         self.version, self.values = 0, None
+
+    def begin(self, token: str, work: dict[str, Any]) -> tuple[str, int, str]:
+        """Make the learner, unless that has been done. What goes wrong, here and later, is a reply.
+
+        Args:
+            token: what the driver's folder has in TOKEN.
+            work: the arguments of `serve` on the learner.
+        Returns: machine, process, and what tells this one from any other.
+        """
         file = work["settings"]["save_dir"] / TOKEN
-        if not file.is_file() or file.read_text() != token:
+        if not self.begun.acquire(blocking=False):
+            return self.life
+        if file.is_file() and file.read_text() == token:
+            if work["device"].type != "mps":
+                work = work | {"device": torch.device("cuda" if ray.get_gpu_ids() else "cpu")}
+            threading.Thread(target=serve, args=(self.calls, self.replies, self), kwargs=work, daemon=True).start()
+        else:
             text = f"the learner's node {socket.gethostname()} does not see the driver's {file.parent}: start the "
             text += "command on the learner's machine, or give a --save_dir that both of them share"
             self.replies.send(("error", ValueError(text)))
-            return
-        if work["device"].type != "mps":
-            work = work | {"device": torch.device("cuda" if ray.get_gpu_ids() else "cpu")}
-        threading.Thread(target=serve, args=(self.calls, self.replies, self), kwargs=work, daemon=True).start()
-
-    def who(self) -> tuple[str, int, str]:
-        """Machine, process, and what tells this one from any other."""
         return self.life
 
     def exchange(self, life: tuple[str, int, str], calls: list[tuple]) -> list[tuple] | None:
@@ -120,7 +122,7 @@ class LearnerHost:
         return version, None if version == known else self.values
 
 
-def start_host(use_gpu: bool, *arguments: Any) -> Any:
+def start_host(use_gpu: bool) -> Any:
     """A `LearnerHost` as a Ray actor: on this node where that has what it needs, else elsewhere."""
     here = ray.get_runtime_context().get_node_id()
     gpus = int(use_gpu and ray.cluster_resources().get("GPU", 0) >= 1)
@@ -128,7 +130,7 @@ def start_host(use_gpu: bool, *arguments: Any) -> Any:
     # not soft: Ray starts a successor elsewhere then, where the run's folder may not be
     place = NodeAffinitySchedulingStrategy(here, soft=False) if resources.get("GPU", 0) >= gpus else "DEFAULT"
     host = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=LEARNER_RESTARTS, max_concurrency=4)(LearnerHost)
-    return host.options(scheduling_strategy=place).remote(*arguments)
+    return host.options(scheduling_strategy=place).remote()
 
 
 # ---------------------------------------------------------------- the learner, seen from the driver
@@ -152,12 +154,13 @@ class RayLearner(LearnerCalls):
     def __init__(self, agent: SACAgent, use_gpu: bool, **settings: Any):
         super().__init__(agent, settings)
         self.outbox, self.steps, self.cycles, self.episode = [], 0, 0, 0  # calls of `learn`; whole episodes
-        self.beginning = None  # a successor's first call: to load the checkpoint, or until there is one, the demos
+        self.first = None  # call of a successor: to load the checkpoint, or until there is one, to store the demos
         self.token = settings["save_dir"] / TOKEN
         self.token.parent.mkdir(parents=True, exist_ok=True)
         self.token.write_text(uuid.uuid4().hex)
-        self.work = [ray.put(self.work)]  # here: a successor fetches it, too
-        self.host = start_host(use_gpu, self.token.read_text(), self.work)
+        self.beginning = (self.token.read_text(), ray.put(self.work))
+        del self.work
+        self.host = start_host(use_gpu)
         self.life = self._find(None)
         print("learner: on {} (process {})".format(*self.life))
 
@@ -176,16 +179,16 @@ class RayLearner(LearnerCalls):
 
     def store_demos(self, demos: Demos) -> None:
         super().store_demos(demos)
-        self.beginning = ("store_demos", demos)
+        self.first = ("store_demos", demos)
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
         path = super().save(step, progress)
-        self.beginning = ("load",)
+        self.first = ("load",)
         return path
 
     def load(self) -> tuple[int, dict[str, Any]]:
         self.steps, progress = super().load()
-        self.beginning, self.episode = ("load",), progress["episode"]
+        self.first, self.episode = ("load",), progress["episode"]
         return self.steps, progress
 
     def recover(self, first: int) -> tuple[int, int]:
@@ -225,7 +228,7 @@ class RayLearner(LearnerCalls):
         """Wait for another process than the lost one; returns its machine, its number, and what tells it apart."""
         for attempt in range(10**9):
             try:
-                if (life := ray.get(self.host.who.remote(), timeout=5)) != lost:
+                if (life := ray.get(self.host.begin.remote(*self.beginning), timeout=5)) != lost:
                     return life
                 ray.kill(self.host, no_restart=False)  # it was out of reach: what it has heard is not known
             except (ActorUnavailableError, GetTimeoutError):
@@ -252,8 +255,8 @@ class RayLearner(LearnerCalls):
         What had been learned since then is due once more.
         """
         step, progress = 0, {"episode": 0, "pretrained": 0}
-        if self.beginning:
-            step, progress = self._exchange(*self.beginning) or (step, progress)
+        if self.first:
+            step, progress = self._exchange(*self.first) or (step, progress)
         self._exchange("recover", progress["episode"], self.episode)
         for _ in range(progress["pretrained"], self.pretrained):
             self._exchange("pretrain")

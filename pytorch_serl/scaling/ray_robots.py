@@ -316,7 +316,7 @@ class Robots:
                 raise
         elif self.running and left:
             self._store_left(left.pop(0))
-        elif self.running and self.newest and not (self.waits and self.episodes.qsize() >= self.count):
+        elif self.running and self.newest and not self._enough():
             parameters, learned = self.newest
             marks = {"parameters_step": learned, "parameters_age": max(0, self.steps - learned)}
             episode = ray.get(worker.run_episode.remote(parameters, next(self.started), self.steps, marks))
@@ -325,6 +325,10 @@ class Robots:
             self.pace[number] = episode.pace
         else:
             time.sleep(POLL_SECONDS)
+
+    def _enough(self) -> bool:
+        """Whether what has arrived is all that the run takes, or in a simulation as much as is to wait."""
+        return self.steps >= self.settings["max_steps"] or (self.waits and self.episodes.qsize() >= self.count)
 
     def _lose(self, number: int, worker: Any, error: RayError) -> None:
         """Give a worker up. Raises what ends the run: no robot at all, or an environment that breaks the contract."""
