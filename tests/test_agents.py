@@ -581,6 +581,19 @@ def test_cloning_uses_demonstrations_only():
     assert losses[0] == losses[1]
 
 
+def test_a_rare_gripper_command_weighs_as_much_as_a_frequent_one():
+    agent = make_agent(arms=1)
+    q = torch.tensor([0.0, 0.3, 0.0]).repeat(4, 1)  # holding is best everywhere, by more than the margin
+    agent.grasp_critic.forward = lambda encoding: q
+    batch, losses = make_batch(agent, 4), []
+    for commands in ([0, 0, 0, 0], [-1, 0, 0, 0], [-1, -1, 0, 0]):
+        batch["actions"][:, -1] = commands
+        prepared = agent._prepare(batch, augment=False)
+        losses.append(agent._clone_loss(prepared, agent._encode(prepared, for_actor=False)["obs"], 0.0)[0].item())
+    assert losses[1] - losses[0] == pytest.approx(0.4 / 2, rel=1e-4)  # of holding and closing, one is 0.3 + 0.1 off
+    assert losses[2] == pytest.approx(losses[1], rel=1e-6)
+
+
 # ---------------------------------------------------------------- determinism and saving
 
 

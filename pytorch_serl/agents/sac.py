@@ -470,14 +470,22 @@ class SACHybridAgent(SACAgent):
         noise: torch.Tensor | None = None,
         clone_std: float = CLONE_STD,
     ) -> tuple[torch.Tensor, Tensors]:
-        """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2)."""
+        """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2).
+
+        Its mean is taken over each command's demo transitions, then over the commands: a gripper closes once in an
+        episode, and in the mean over all transitions that would drown in holding.
+        """
         loss, info = super()._clone_loss(batch, encoding, advantage_share, noise, clone_std)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
-        num_demos = batch["is_demo"].sum().clamp(min=1.0)
-        accuracy = (batch["is_demo"] * (q.argmax(-1) == index.squeeze(1))).sum() / num_demos
-        return loss + (batch["is_demo"] * violation).sum() / num_demos, info | {"gripper_accuracy": accuracy}
+        is_demo, num_demos = batch["is_demo"], batch["is_demo"].sum().clamp(min=1.0)
+        commands = nn.functional.one_hot(index.squeeze(1), q.shape[1])  # (B, 3 or 9)
+        counts = (is_demo[:, None] * commands).sum(0)  # demo transitions of every command
+        self.average([counts])
+        weight = is_demo / counts.clamp(min=1e-6)[index.squeeze(1)] / (counts > 0).sum().clamp(min=1)
+        accuracy = (is_demo * (q.argmax(-1) == index.squeeze(1))).sum() / num_demos
+        return loss + (weight * violation).sum(), info | {"gripper_accuracy": accuracy}
 
     def _prepare(self, batch: dict[str, Any], augment: bool) -> dict[str, Any]:
         if "grasp_penalty" not in batch:
