@@ -52,6 +52,7 @@ METHODS = {  # the table's words, the script, its options
     "hg_dagger": ("HG-DAgger, scripted human", "train_hybrid.py", ["--algo", "hg_dagger", *QUICK]),
     "original": ("the original's setting", "train_hybrid.py", ["--human", "scripted", "--pretrain_steps", "0", *QUICK]),
 }
+SETTINGS = ("batch_size", "cta_ratio", "pretrain_steps", "clone_std", "max_steps", "eval_episodes", "backbone")
 HEAD = (
     "task",
     "method",
@@ -138,6 +139,7 @@ def summary(task, method, seed, out):
     """What a run wrote, as far as the table wants it."""
     final = json.loads((out / "evaluation.json").read_text())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    settings = json.loads((out / "settings.json").read_text())
     names = ("step", "minutes", "eval_success", "eval_sampled")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return {
@@ -145,6 +147,7 @@ def summary(task, method, seed, out):
         "method": method,
         "seed": seed,
         "commit": commit.stdout.strip(),
+        "settings": {name: settings[name] for name in SETTINGS if name in settings},
         "evaluations": [{k: row[k] for k in names if k in row} for row in rows if "eval_success" in row],
         "helped_steps": [[row["step"], row["helped_steps"]] for row in rows if "helped_steps" in row],
         "final": {k: [final[k]["successes"], final[k]["episodes"]] for k in ("deterministic", "sampled") if k in final},

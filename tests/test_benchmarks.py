@@ -205,6 +205,7 @@ def test_a_run_of_a_task_becomes_json_and_a_row(tmp_path, monkeypatch, capsys):
         "rows = [{'step': s, 'eval_success': e, 'eval_sampled': p, 'minutes': s / 500} for s, e, p in rates]\n"
         "rows.insert(2, {'step': 900, 'helped_steps': 0.25})\n"
         "(out / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\\n' for row in rows))\n"
+        "(out / 'settings.json').write_text(json.dumps({'batch_size': 32, 'seed': 3}))\n"
         "final = {'deterministic': {'successes': 97, 'episodes': 100}, 'sampled': {'successes': 95, 'episodes': 100}}\n"
         "(out / 'evaluation.json').write_text(json.dumps(final))\n"
     )
@@ -217,7 +218,8 @@ def test_a_run_of_a_task_becomes_json_and_a_row(tmp_path, monkeypatch, capsys):
         tasks.main()
     capsys.readouterr()
     tasks.main()  # by the real script, which would refuse these demos
-    assert json.loads((tmp_path / "panda_hybrid_3.json").read_text())["seed"] == 3
+    run = json.loads((tmp_path / "panda_hybrid_3.json").read_text())
+    assert run["seed"] == 3 and run["settings"] == {"batch_size": 32}
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
     wanted = ["panda", "hybrid, scripted human", "3", "97 of 100 (92% to 99%)", "95 of 100", "1,500", "1,020", "1,500"]
     assert row == [*wanted, "50% of 70%", "25%", "3.0"] and len(tasks.HEAD) == len(row)

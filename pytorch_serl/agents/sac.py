@@ -480,10 +480,9 @@ class SACHybridAgent(SACAgent):
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
         is_demo, num_demos = batch["is_demo"], batch["is_demo"].sum().clamp(min=1.0)
-        commands = nn.functional.one_hot(index.squeeze(1), q.shape[1])  # (B, 3 or 9)
-        counts = (is_demo[:, None] * commands).sum(0)  # demo transitions of every command
+        counts = (is_demo[:, None] * (margin == 0)).sum(0)  # demo transitions of every command
         self.average([counts])
-        weight = is_demo / counts.clamp(min=1e-6)[index.squeeze(1)] / (counts > 0).sum().clamp(min=1)
+        weight = is_demo / counts.clamp(min=1e-6)[index.squeeze(1)] / (counts > 0).sum().clamp(min=1)  # (B,), sum 1
         accuracy = (is_demo * (q.argmax(-1) == index.squeeze(1))).sum() / num_demos
         return loss + (weight * violation).sum(), info | {"gripper_accuracy": accuracy}
 
