@@ -247,13 +247,13 @@ def report(args, folder, kept, keys, counts):
         )
         print(
             f"next: python train_classifier.py --success_dir {folder}/success --failure_dir {folder}/failure "
-            f"--image_keys {names}"
+            f"--image_keys {names} --output_dir ./classifier_ckpt"
         )
     if kept:
         rate = f" --control_hz {args.control_hz:g}" if args.control_hz else ""
         print(
             f"next: python train_hybrid.py --demo_paths {folder / recording.DEMOS} --image_keys {names} --setup_mode "
-            f"{args.setup_mode}{env}{rate}"
+            f"{args.setup_mode}{env}{rate} --human {args.human}"
         )
 
 

@@ -83,7 +83,7 @@ class HybridTraining:
         run's, from its start."""
         self.clock = clock or Clock()
         self.args, self.agent, self.save_dir = args, agent, save_dir
-        self.eval_env, self.run_episodes = eval_env or env, evaluate  # here, in this process
+        self.eval_env, self.run_episodes = eval_env or env, None  # here, in this process
         self.waits = args.simulated and not args.control_hz
         add_human = partial(build.add_human, human=args.human, **scripted_settings(args))
         self.update = torchrun.shared_update(agent)
@@ -193,7 +193,8 @@ class HybridTraining:
         result, solved = evaluate_to_stop(
             policy, self.eval_env, episodes, stop_at, stop_at - SCREEN_MARGIN, self.run_episodes
         )
-        sampled = self.run_episodes(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
+        run = self.run_episodes or evaluate
+        sampled = run(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
         minutes = self.clock.minutes()
         tqdm.write(f"step {step:,}: {result}; sampled {sampled.successes} of {sampled.episodes}; {minutes:.1f} min")
         with uninterrupted():

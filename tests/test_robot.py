@@ -86,7 +86,8 @@ def closings():
 
 def test_training_and_evaluations_keep_the_rate(demos, tmp_path):
     train_hybrid.main(words(demos, tmp_path, control_hz=20, max_steps=LENGTH))
-    assert len(gaps()) == 9 * 5 and min(gaps()) > 0.03  # twice 2 episodes during training, 1 of training, 2 + 2
+    # twice 2 episodes and 1 of samples during training, 1 of training, 2 + 2
+    assert len(gaps()) == 11 * 5 and min(gaps()) > 0.03
 
 
 def test_eval_ckpt_keeps_the_rate(demos, tmp_path, agent_file):
@@ -171,7 +172,7 @@ def bad_close(demos, out, monkeypatch, agent_file):
 
 
 def ctrl_c_in_training(demos, out, monkeypatch, agent_file):
-    interrupted(monkeypatch, after=1 + 2 * LENGTH + 4)
+    interrupted(monkeypatch, after=1 + 3 * LENGTH + 4)
     with pytest.raises(SystemExit) as stop:
         train_hybrid.main(words(demos, out))
     assert stop.value.code == 130 and content(out)["step"] == 4
@@ -278,7 +279,7 @@ def test_all_environments_of_the_built_in_task_are_closed_once(tmp_path, monkeyp
 def test_what_is_stored_is_what_was_commanded(demos, tmp_path):
     train_hybrid.main(words(demos, tmp_path, env="Scaling-v0"))
     recorded = [step for path in episode_files(tmp_path).values() for step in read_episode(path)]
-    training = [action for what, _, _, action in LOG if what == "step"][1 + 2 * LENGTH :]  # behind probe and evaluation
+    training = [action for what, _, _, action in LOG if what == "step"][1 + 3 * LENGTH :]  # behind probe and evaluation
     assert np.array_equal([step["actions"] for step in recorded[:LENGTH]], training[:LENGTH])
     for step in recorded:  # the environment's arrays are the same in every step
         assert not np.array_equal(step["observations"]["image"], step["next_observations"]["image"])
@@ -336,7 +337,7 @@ def test_max_steps_ends_an_episode_as_a_time_limit_does(demos, tmp_path, capsys)
     assert [len(steps) for steps in recorded] == [20] and content(tmp_path)["step"] == 20
     assert recorded[0][-1]["dones"] and {step["masks"] for step in recorded[0]} == {1.0}
     evaluations = [what for what, *_ in LOG].count("step") - 1 - 20
-    assert evaluations == 4 * 2 * 20  # at the start and the end of the training, and the final two
+    assert evaluations == (2 * (2 + 1) + 2 * 2) * 20  # at the start and the end of the training, and the final two
     assert json.loads((tmp_path / "evaluation.json").read_text())["deterministic"]["successes"] == 0
 
 
@@ -348,6 +349,7 @@ def test_a_registered_limit_is_no_warning_and_max_steps_ends_its_last_episode(de
 
 def test_an_evaluation_does_not_wait_for_a_long_episode(demos, tmp_path, monkeypatch):
     monkeypatch.setattr(train_hybrid, "evaluate_to_stop", lambda *a: (Evaluation(0, 1, [], [0.0], {}), False))
+    monkeypatch.setattr(train_hybrid, "evaluate", lambda *a, **k: Evaluation(0, 1, [], [0.0], {}))
     monkeypatch.setattr(train_hybrid, "report_evaluation", lambda *a, **k: None)
     train_hybrid.main(words(demos, tmp_path, env="Long-v0", max_steps=30, eval_every=7))
     assert set(metrics(tmp_path, "eval_success")) == {0, 14, 28, 30}  # due at 7, never later than the next one

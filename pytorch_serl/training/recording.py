@@ -182,7 +182,7 @@ def check_spaces(env: gym.Env, image_keys: list[str] | None, setup_mode: str) ->
     """The cameras to record: `image_keys`, or all. Raises ValueError where the contract with environments is broken."""
     own = getattr(env.unwrapped, "setup_mode", setup_mode)
     if own != setup_mode:
-        raise ValueError(f"the environment is {own}, --setup_mode says {setup_mode}")
+        raise ValueError(f"the environment is {own}, --setup_mode {setup_mode}; give --setup_mode {own}")
     spaces = getattr(env.observation_space, "spaces", None)
     if spaces is None:
         raise ValueError(

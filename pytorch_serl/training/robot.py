@@ -150,6 +150,7 @@ class CameraWatch:
     def __init__(self):
         self.last: dict[str, np.ndarray] = {}
         self.still: dict[str, int] = {}  # frames in a row; over episodes, too
+        self.missed: dict[str, int] = {}  # of these, frames in which the state has changed
         self.blank: dict[str, int] = {}
         self.raised: set[str] = set()
 
@@ -172,6 +173,7 @@ class CameraWatch:
             blank, same = is_blank(frame), last is not None and np.array_equal(frame, last)
             self.blank[key] = self.blank.get(key, 0) + moves if blank else 0
             self.still[key] = self.still.get(key, 0) + moves if same else 0
+            self.missed[key] = self.missed.get(key, 0) + (moves and not stands) if same else 0
             self._say(key, stands)
         self.last = obs
 
@@ -179,7 +181,7 @@ class CameraWatch:
         blank, still = self.blank[key], self.still[key]
         if blank >= STILL_FRAMES:
             text = f"the last {blank} frames show nothing, one colour"
-        elif still >= (STILL_ROBOT if stands else STILL_FRAMES):
+        elif still >= STILL_ROBOT or self.missed[key] >= STILL_FRAMES:
             text = f"the last {still} frames are identical" + (", and so is the state" if stands else "")
         else:
             if not blank and not still:
