@@ -377,7 +377,7 @@ def run(args, at_the_end):
         at_the_end.callback(close_robots, env)
         choose_for_env(args, task if env is None else env)
         print_settings(vars(args))
-        if args.human == "scripted":
+        if args.human == "scripted" and not args.eval_ckpt:
             print(scripted_line(args))
         if args.learner != "inline" and torchrun.world_size() > 1:
             raise ValueError(
