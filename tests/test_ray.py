@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections import Counter
@@ -394,6 +395,7 @@ def test_robots_that_cannot_be_set_up_say_why(robots):
 
     with pytest.raises(ValueError, match="a robot cannot be set up: no such arm"):
         robots({}, make_env=broken)
+    assert not [thread for thread in threading.enumerate() if "_watched" in thread.name]  # they would go on by Ray
 
 
 # ---------------------------------------------------------------- on a cluster of two nodes

@@ -205,8 +205,11 @@ class Robots:
         for thread in self.threads:
             thread.start()
         if not self.first.wait(SET_UP_SECONDS):
-            raise ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
+            self.failure = ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
         if self.failure is not None:
+            self.ended = True
+            for thread in self.threads:
+                thread.join(1.0)  # one that waits for a robot waits on, until Ray ends
             raise self.failure
 
     def _run_id(self, resume: bool) -> str:
