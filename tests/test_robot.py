@@ -470,6 +470,16 @@ def test_an_arm_that_stands_has_longer(capsys):
     assert "and so is the state" in capsys.readouterr().out
 
 
+def test_frames_in_which_the_arm_stood_are_not_held_against_a_moving_one(capsys):
+    watch, image = CameraWatch(), np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)
+    for place in (0,) * STILL_FRAMES + (1, 2):  # stands at its limit, then leaves it by less than a pixel
+        watch.step({"image": image, "state": np.full(3, place)}, ["image"], MOVE)
+    assert not capsys.readouterr().out
+    for place in range(3, 3 + STILL_FRAMES):
+        watch.step({"image": image, "state": np.full(3, place)}, ["image"], MOVE)
+    assert "ALARM: camera 'image'" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- said before anything is learned
 
 
