@@ -462,20 +462,13 @@ class SACHybridAgent(SACAgent):
         assert q.shape == target_q.shape
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
 
-    def _clone_loss(
-        self,
-        batch: dict,
-        encoding: torch.Tensor,
-        advantage_share: float,
-        noise: torch.Tensor | None = None,
-        clone_std: float = CLONE_STD,
-    ) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(self, batch: dict, encoding: torch.Tensor, *settings: Any) -> tuple[torch.Tensor, Tensors]:
         """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2).
 
         Its mean is taken over each command's demo transitions, then over the commands: a gripper closes once in an
         episode, and in the mean over all transitions that would drown in holding.
         """
-        loss, info = super()._clone_loss(batch, encoding, advantage_share, noise, clone_std)
+        loss, info = super()._clone_loss(batch, encoding, *settings)
         q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
