@@ -178,6 +178,8 @@ def add_demos(
     """
     frames, fresh = _frames_in_order(demos.transitions)
     cache = DemoCache(demos.path, agent, frames, views) if keep and agent.backbone is not None else None
+    if cache and cache.path is None:  # nothing is kept of so few or so many
+        cache = None
     features = cache.read() if cache else None
     stored = _stored_frames(agent, frames, views, features)
     made, next_obs = [], None

@@ -32,11 +32,12 @@ class DemoCache:
     """The file for these frames, agent and number of views, and what is random about them.
 
     Args:
-        source: the demo file; "" or one that is not here keeps nothing.
+        source: the demo file.
         agent: with a frozen backbone.
         frames: observations with images uint8 (H, W, 3), in the order in which `agent.encode_frames` gets them.
         views: as there.
 
+    Its `path` is None where nothing is to be kept: the demo file is not here, or the features are too few or too many.
     Its key is a hash of the frames, the backbone, the crops that are drawn now, and of what computes them: from the
     same seed a run without the file draws and computes the same, bit for bit.
     """
@@ -69,7 +70,7 @@ class DemoCache:
             features = np.memmap(self.path, DTYPE, "r", start, self.shape)
             if hashlib.sha256(features).hexdigest() != header["sha256"]:
                 return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no path, no file, no such file
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no file, or no such file
             return None
         set_rng_state(self.random_after)
         print(f"the demos' encoding is read from {self.path} ({self.bytes / 1e6:.0f} MB)", flush=True)
@@ -78,7 +79,7 @@ class DemoCache:
     def write(self, frames: Iterable[dict[str, Any]]) -> None:
         """Keep the encoded frames, as `agent.encode_frames` returned them; does nothing where that cannot be done."""
         try:
-            if self.path is None or shutil.disk_usage(self.path.parent).free < ROOM * self.bytes:
+            if shutil.disk_usage(self.path.parent).free < ROOM * self.bytes:
                 return
             features = [np.ascontiguousarray(frame[key], DTYPE) for frame in frames for key in self.image_keys]
             content = hashlib.sha256()
