@@ -18,11 +18,12 @@ import gymnasium as gym
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pytorch_serl.envs.human.scripted import check_expert  # noqa: E402
+from pytorch_serl.envs.human.scripted import PATIENCE, RATE, check_expert  # noqa: E402
+from pytorch_serl.training import build  # noqa: E402
+from pytorch_serl.training.humans import scripted_steps  # noqa: E402
 
 PREFIX = "pytorch_serl/"
 FIRST_SEED = 2_000_000
-PATIENCE = 0.4  # s, train_hybrid.py's default
 
 
 def main():
@@ -39,7 +40,8 @@ def main():
         black = np.zeros((env.image_size, env.image_size, 3), np.uint8)
         env._picture = lambda key, black=black: black
         blind, _ = speed(env)
-        patience = round(PATIENCE * env.metadata["render_fps"])
+        rate = build.steps_per_second(env)
+        patience = scripted_steps(PATIENCE / RATE, (), rate)["patience"]  # train_hybrid.py's default
         for noise in args.noise:
             check = check_expert(env, args.episodes, FIRST_SEED, noise, patience)
             steps = check.steps_to_success or [0]
