@@ -52,7 +52,7 @@ class Alarms:
             return {}
         tqdm.write(
             f"ALARM at step {step:,}: the policy's mode solves {mode.success_rate:.0%}, its samples, which act in "
-            f"training, {sampled.success_rate:.0%}: the task bears less exploration than there is (policy_std)"
+            f"training, {sampled.success_rate:.0%}: that is more exploration than the task bears (--clone_std)"
         )
         return {"alarm_sampled": 1.0}
 
