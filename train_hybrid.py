@@ -178,7 +178,7 @@ class HybridTraining:
     # ---------------------------------------------------------------- watching
 
     def log(self, step, log, info, bar):
-        figures = {k: float(v) for k, v in info.items()} | self.actor.figures() | self.actor.pace.figures()
+        figures = {k: float(v) for k, v in info.items()} | self.actor.figures()
         log.log(step, figures | self.alarms.check(step, figures))
         shown = {k: f"{figures[k]:.2f}" for k in ON_THE_BAR if k in figures}
         action_ms = "/".join(f"{figures.get(f'action_ms_p{percent}', 0):.0f}" for percent in (50, 95, 99))

@@ -395,7 +395,14 @@ def test_robots_that_cannot_be_set_up_say_why(robots):
 
     with pytest.raises(ValueError, match="a robot cannot be set up: no such arm"):
         robots({}, make_env=broken)
-    assert not [thread for thread in threading.enumerate() if "_watched" in thread.name]  # they would go on by Ray
+
+    def watched():
+        return [thread for thread in threading.enumerate() if "_watched" in thread.name]
+
+    deadline = time.monotonic() + 30.0
+    while watched() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not watched()  # they would go on by Ray
 
 
 # ---------------------------------------------------------------- on a cluster of two nodes

@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 import traceback
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.run import LEARNER_LOCK, LOCK_SECONDS, seed_all
 from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
-from pytorch_serl.utils.signals import STOP_SIGNALS
+from pytorch_serl.utils.signals import STOP_SIGNALS, start_deaf
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
@@ -173,17 +172,6 @@ class RemoteLearner(LearnerCalls):
         except (EOFError, ConnectionError):
             self.process.join(STOP_SECONDS)
             raise LearnerError(f"the learner's process ended with exit code {self.process.exitcode}") from None
-
-
-def start_deaf(process: mp.Process) -> None:
-    """Start a process, and multiprocessing's resource tracker before it, that signals which stop a run do not end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its start lets some of them through
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ---------------------------------------------------------------- the learner's process

@@ -147,16 +147,6 @@ def _contents(paths: Iterable[Path]) -> dict[str, bytes]:
 # ---------------------------------------------------------------- the robots, seen from the driver
 
 
-class _Pace(dict):
-    """Figures of each robot's `Pace`, by its number."""
-
-    def figures(self) -> dict[str, float]:
-        """Those of the robot that keeps it worst."""
-        robots = list(self.values())  # threads add to it
-        names = sorted({name for figures in robots for name in figures})
-        return {name: max(figures.get(name, 0.0) for figures in robots) for name in names}
-
-
 class Robots:
     """Stands where the loop has its `Actor`: an episode is the next one that any robot has finished.
 
@@ -190,15 +180,15 @@ class Robots:
         settings: dict[str, Any],
     ):
         self.count, self.learner, self.save_dir, self.waits, self.settings = count, learner, save_dir, waits, settings
-        self.recent, self.ages, self.pace, self.episode = [], deque(maxlen=RECENT), _Pace(), 0
+        self.recent, self.ages, self.paces, self.episode = [], deque(maxlen=RECENT), {}, 0
         self.rest = deque()  # steps of the episode that `act` did not return yet
         self.set_up = (ray.put(to_bytes(agent.state_dict())), make_env, add_human)
         self.spool = save_dir / SPOOL / self._run_id(resume)
         self.episodes, self.requests = queue.SimpleQueue(), queue.SimpleQueue()
-        self.workers, self.arrived, self.steps, self.lock = itertools.count(1), 0, 0, threading.Lock()
+        self.begun, self.arrived, self.steps, self.lock = itertools.count(1), 0, 0, threading.Lock()
         self.newest = None  # parameters, and for how many steps they have learned
         self.running = self.ended = False
-        self.there, self.first, self.failure = set(), threading.Event(), None
+        self.workers, self.there, self.first, self.failure = {}, set(), threading.Event(), None
         works = [*((self._drive, number) for number in range(count)), (self._follow,)]
         self.threads = [threading.Thread(target=self._watched, args=work, daemon=True) for work in works]
         atexit.register(self.end)  # before Ray ends
@@ -207,9 +197,7 @@ class Robots:
         if not self.first.wait(SET_UP_SECONDS):
             self.failure = ValueError(f"no robot was free within {SET_UP_SECONDS:.0f} s; does another run hold them?")
         if self.failure is not None:
-            self.ended = True
-            for thread in self.threads:
-                thread.join(1.0)  # one that waits for a robot waits on, until Ray ends
+            self.end()
             raise self.failure
 
     def _run_id(self, resume: bool) -> str:
@@ -247,9 +235,12 @@ class Robots:
         return bool(self.rest)
 
     def figures(self) -> dict[str, float]:
-        """As `Actor.figures`; robots that are there; the largest age of the parameters, in environment steps."""
+        """As `Actor.figures`, of pace those of the robot that keeps it worst; robots that are there; the largest age of
+        the parameters, in environment steps."""
+        paces = list(self.paces.values())  # threads add to it
+        pace = {name: max(figures.get(name, 0.0) for figures in paces) for name in set().union(*paces)}
         age = {"parameters_age": max(self.ages)} if self.ages else {}
-        return recent_figures(self.recent) | age | {"robots": len(self.there)}
+        return recent_figures(self.recent) | pace | age | {"robots": len(self.there)}
 
     def evaluate(self, policy: SACAgent, env: None, episodes: int, **options: Any) -> Evaluation:
         """As `evaluate`, on the robot that is free first."""
@@ -263,9 +254,13 @@ class Robots:
 
     def end(self) -> None:
         """Close the environments; a robot whose episode does not end within END_SECONDS is killed amid it."""
+        atexit.unregister(self.end)
         self.ended, end = True, time.monotonic() + END_SECONDS
-        for number in (*self.there, -1):
-            self.threads[number].join(max(0.0, end - time.monotonic()))
+        for number, worker in list(self.workers.items()):
+            if number not in self.there:  # it waits for a node, and would wait on
+                ray.kill(worker)
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _wait(self, answers: queue.SimpleQueue) -> Any:
         """What comes next; raises what ended a thread."""
@@ -286,7 +281,7 @@ class Robots:
     def _drive(self, number: int) -> None:
         """Keep a robot at work: where no node offers one, it begins when one does, and where it is lost, anew."""
         while not self.ended:
-            worker = ray.remote(num_cpus=0, resources={ROBOT: 1})(RobotWorker).remote()
+            worker = self.workers[number] = ray.remote(num_cpus=0, resources={ROBOT: 1})(RobotWorker).remote()
             try:
                 left = self._begin(number, worker)
                 while not self.ended:
@@ -298,7 +293,7 @@ class Robots:
 
     def _begin(self, number: int, worker: Any) -> list[Episode]:
         """Set a worker up; returns what its machine has kept for the driver."""
-        seed = self.settings["seed"] + 1_000_003 * next(self.workers)  # no two workers explore by the same numbers
+        seed = self.settings["seed"] + 1_000_003 * next(self.begun)  # no two workers explore by the same numbers
         call = worker.set_up.remote(*self.set_up, number, self.spool, seed, self.settings)
         machine, process, left = ray.get(call)
         tqdm.write(f"robot {number} is there, on {machine} (process {process})")
@@ -325,7 +320,7 @@ class Robots:
             episode = ray.get(worker.run_episode.remote(parameters, next(self.started), self.steps, marks))
             self._store(episode)
             self.ages.append(marks["parameters_age"])
-            self.pace[number] = episode.pace
+            self.paces[number] = episode.pace
         else:
             time.sleep(POLL_SECONDS)
 

@@ -135,8 +135,10 @@ class Actor:
         return action
 
     def figures(self) -> dict[str, float]:
-        """See `recent_figures`; with them whether a camera's frames stay the same or show nothing."""
-        return recent_figures(self.recent) | ({"alarm_cameras": 1.0} if self.robot.watch.raised else {})
+        """See `recent_figures` and `Pace.figures`; with them whether a camera's frames stay the same or show
+        nothing."""
+        cameras = {"alarm_cameras": 1.0} if self.robot.watch.raised else {}
+        return recent_figures(self.recent) | cameras | self.pace.figures()
 
     def close(self) -> None:
         """No more training episodes; here nobody has to be told."""

@@ -5,6 +5,8 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
@@ -76,3 +78,14 @@ def uninterrupted() -> Iterator[None]:
                 signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
+
+
+def start_deaf(process: BaseProcess) -> None:
+    """Start a process, and multiprocessing's resource tracker before it, that signals which stop a run do not end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its start lets some of them through
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
