@@ -117,7 +117,7 @@ class PegExpert(ArmExpert):
     MEET = np.array([0.0, 0.1, 1.0])  # m, where the hole is held
     BEFORE, IN = 0.22, 0.11  # m, the peg's centre from the hole's, lined up and put in
     APART = np.array([0.0, -0.2, 0.0])  # m, beside the hole while they turn
-    OPEN_ANGLE = 0.3  # rad, turned far enough
+    OPEN_ANGLE, TURNED = 0.3, 0.05  # rad, turned far enough to go in; no longer swinging
 
     def _plan(self, truth):
         (peg, peg_axes), (hole, hole_axes) = truth["peg"], truth["hole"]
@@ -139,9 +139,8 @@ class PegExpert(ArmExpert):
         # the peg turns about the hand: where it will be from where the hole will be
         steps = self._way(*self._split(self.MEET - (peg - 0.13 * peg_axes[:, 2]) - 0.13 * self.DIRECTION))
         if angle > self.OPEN_ANGLE:
-            turning = steps_to_reach(angle, self.OPEN_ANGLE, TURN_SPEED, 0.3)
-            steps = max(steps, turning + self._way(self.BEFORE, np.linalg.norm(self.APART)))
-        return arms, steps
+            steps = max(steps, self._way(self.BEFORE, np.linalg.norm(self.APART)))
+        return arms, steps + steps_to_reach(angle, self.TURNED, TURN_SPEED, 0.3)
 
     def _split(self, way):
         """A way (3,) in m along the direction, and what is left aside."""
@@ -149,8 +148,8 @@ class PegExpert(ArmExpert):
         return along, np.linalg.norm(way - along * self.DIRECTION)
 
     def _way(self, back, aside):
-        """Steps from there into the hole."""
-        off = max(self.BEFORE - back, 0) / SPEED if back < self.IN + 0.06 else 0
+        """Steps from there into the hole; when they draw apart both arms move."""
+        off = max(self.BEFORE - back, 0) / (1.5 * SPEED) if back < self.IN + 0.06 else 0
         return off + steps_to_reach(aside, 0.02, SPEED, GAIN) + (self.BEFORE - 0.13) / SPEED
 
 
@@ -161,6 +160,7 @@ class DoorExpert(ArmExpert):
     SLANT = np.array([-np.pi / 4, 0.0, 0.0])  # rad, from upright
     POINTING = np.array([0.0, -1.0, -1.0]) / np.sqrt(2)  # of the fingers then
     BEFORE, CLEAR = 0.07, 0.05  # m, the fingertips before the lever: where the expert lines up; where they are clear
+    SWING = 0.1  # m for each rad that is left to turn, which brings the fingertips nearer
     LINED_UP, FITS, HOOKED = 0.012, 0.025, 0.12  # m aside of the lever; from it, once it turns
     FREE = 1.0  # rad, the lever lets the door go
     AJAR, OPEN, REACH = 0.04, 0.3, 0.33  # rad of the hinge; robosuite's rule; m from the hinge to the lever
@@ -172,14 +172,16 @@ class DoorExpert(ArmExpert):
         before = away @ self.POINTING
         error, angle = np.abs(away - before * self.POINTING).max(), np.linalg.norm(turn)
         press = max(self.FREE - abs(truth["latch"]), 0) * (truth["hinge"] < self.AJAR)
-        left = press * 0.11 / SPEED + max(self.OPEN - truth["hinge"], 0) * self.REACH / SPEED
+        pull = max(self.OPEN + 0.03 - truth["hinge"], 0) * self.REACH
+        left = press * 0.11 / SPEED + pull / (0.5 * SPEED)  # the door is heavy
         clear = before > self.CLEAR - 0.02
         hooked = max(abs(truth["latch"]) / 0.1, truth["hinge"] / self.AJAR) > 1 and not clear
         hooked = hooked and np.linalg.norm(away) < self.HOOKED
         if not hooked and (error > (self.LINED_UP if clear else self.FITS) or angle > (0.15 if clear else 0.4)):
-            move = away - self.BEFORE * self.POINTING if clear else (before - self.BEFORE) * self.POINTING
-            line_up = steps_to_reach(error, self.LINED_UP, SPEED, GAIN)
-            line_up = max(line_up, steps_to_reach(angle, 0.15, TURN_SPEED, 0.3), (self.BEFORE - before) / SPEED)
+            at = self.BEFORE + self.SWING * angle
+            move = away - at * self.POINTING if clear else (before - at) * self.POINTING
+            line_up = max(steps_to_reach(error, self.LINED_UP, SPEED, GAIN), (self.BEFORE - before) / SPEED)
+            line_up += steps_to_reach(angle, 0.05, TURN_SPEED, 0.3)
             return [(move, turn, None)], line_up + self.BEFORE / SPEED + left
         if not hooked and before > 0.01:
             return [(away + 0.02 * self.POINTING, turn, None)], before / SPEED + left
