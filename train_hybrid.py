@@ -39,7 +39,7 @@ from pytorch_serl.training.evaluate import (
     report_evaluation,
 )
 from pytorch_serl.training.humans import add_device, has_device, scripted_line, scripted_settings
-from pytorch_serl.training.hybrid_options import choose_for_env, run_settings
+from pytorch_serl.training.hybrid_options import choose_for_demos, choose_for_env, run_settings
 from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
@@ -363,6 +363,7 @@ def run(args, at_the_end):
         # data, environment
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
+        choose_for_demos(args, len(demos.transitions))
         judged = args.reward != "env" or has_device(args.human)
         if judged and (warning := build.check_judged(demos)):
             print(warning)

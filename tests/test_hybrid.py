@@ -18,7 +18,9 @@ from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training import evaluate as training_evaluate
+from pytorch_serl.training import learner as learner_module
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
+from pytorch_serl.training.hybrid_options import choose_for_demos
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action, state_conditions
 from pytorch_serl.training.run import run_script
@@ -321,7 +323,27 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
     critics = {"critics_train_encoder": True}
     assert calls[-3:] == [(True, critics)] * 2 + [(False, {"clone_weight": 0.0, "clone_std": 0.1} | critics)]
     run.learner.pretrain()  # at the weight of the first online step, for Adam's sake
-    assert calls[-1] == (False, {"sac_weight": 0.0, "clone_weight": 8, "clone_std": 0.1} | alone)
+    cloning = {"sac_weight": 0.0, "clone_weight": 8, "clone_std": 0.1} | alone
+    assert calls[-1] == (False, {"train_critic": True} | cloning)
+
+    monkeypatch.setattr(learner_module, "CRITIC_STEPS", 2)
+    run = training(demos, tmp_path / "long", pretrain_steps=5, clone_weight=8)
+    for _ in range(5):
+        run.learner.pretrain()
+    trained = [False, False, False, True, True]  # the critics, which cost most, in the last ones
+    assert calls[-5:] == [(False, {"train_critic": critics} | cloning) for critics in trained]
+
+
+def test_the_pretraining_sees_long_demos_as_often_as_short_ones(demos, tmp_path):
+    options = words(demos, tmp_path)
+    del options[(place := options.index("--pretrain_steps")) : place + 2]
+    for transitions, batch_size, steps in ((300, 64, 1000), (1025, 64, 2403), (1025, 256, 1000)):
+        args = train_hybrid.parse_args([*options, "--batch_size", str(batch_size)])
+        assert args.training_starts == 4 and args.pretrain_steps is None
+        choose_for_demos(args, transitions)
+        assert args.pretrain_steps == steps
+    choose_for_demos(args, 10**6)
+    assert args.pretrain_steps == 1000
 
 
 def test_hg_dagger_clones_demos_and_corrections_and_does_nothing_else(demos, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The options of train_hybrid.py, their limits, and the defaults that depend on other options or the environment."""
 
 import argparse
+import math
 from typing import Any
 
 from pytorch_serl.agents.sac import CLONE_STD
@@ -27,6 +28,8 @@ from pytorch_serl.training.humans import (
 from pytorch_serl.training.rewards import state_conditions
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.training.view import add_view_arguments
+
+PRETRAIN_STEPS, PRETRAIN_PASSES = 1000, 150  # updates at least; times that each transition of the demos is seen
 
 
 def parse_args(argv=None):
@@ -75,9 +78,8 @@ def parse_args(argv=None):
     learn.add_argument(
         "--pretrain_steps",
         type=int,
-        default=1000,
         help="updates on the demos before step 0: cloning, critics trained beside it; 0 starts from nothing, as the "
-        "original does",
+        f"original does; default: {PRETRAIN_PASSES} passes over the demos, at least {PRETRAIN_STEPS:,}",
     )
     learn.add_argument(
         "--clone_weight",
@@ -146,7 +148,7 @@ def resolve(args, parser):
     check_shared(args, parser)
     at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames", "actors")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
-    at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")
+    at_least_zero = ("pretrain_steps", "clone_weight", "training_starts", "random_steps")  # or left open
     parser.require(args, {n: (getattr(args, n) is None or getattr(args, n) >= 0, "0 or more") for n in at_least_zero})
     parser.require(args, {"control_hz": (args.control_hz is None or args.control_hz > 0, "steps per second")})
     parser.require(args, {"batch_size": (args.batch_size % 2 == 0, "an even number: half demos, half online")})
@@ -154,7 +156,7 @@ def resolve(args, parser):
     check_human(args, parser)
     if args.view is not None and args.ray_address:
         parser.error("--view shows the robot of this process, and with --ray_address there is none")
-    warm = bool(args.init_ckpt or args.pretrain_steps)
+    warm = bool(args.init_ckpt or args.pretrain_steps != 0)
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.training_starts is None:
@@ -193,6 +195,12 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
         return fixed
     steps = scripted_steps(args.patience, args.burst, args.steps_per_second)
     return fixed | {"patience": steps["patience"], "burst": list(steps["burst"])}
+
+
+def choose_for_demos(args: argparse.Namespace, transitions: int) -> None:
+    """Fill in the default that depends on how many transitions the demos have; what has a value stays."""
+    if args.pretrain_steps is None:
+        args.pretrain_steps = max(PRETRAIN_STEPS, math.ceil(PRETRAIN_PASSES * transitions / args.batch_size))
 
 
 def choose_for_env(args: argparse.Namespace, task: Any) -> None:

@@ -18,6 +18,8 @@ from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
 from pytorch_serl.training.limits import Limits
 
+CRITIC_STEPS = 1000  # of the pretraining, its last ones, in which the critics learn, too: they cost four times the rest
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -113,14 +115,16 @@ class Learner:
     # ---------------------------------------------------------------- learning
 
     def pretrain(self) -> dict[str, torch.Tensor]:
-        """One update of cloning the demos, with the critics trained beside it.
+        """One update of cloning the demos, in the last CRITIC_STEPS with the critics trained beside it.
 
         At the weight that the cloning term has later: Adam divides by gradients of the past, and were those smaller,
         the first online steps would be too large by as much, and undo the clone.
         """
-        batch = self.demo.sample(self.schedule.batch_size)
-        cloning = {"clone_weight": self.schedule.clone_weight or 1.0, "clone_std": self.schedule.clone_std}
-        info = self.update(batch, sac_weight=0.0, critics_train_encoder=False, **cloning)
+        plan = self.schedule
+        batch = self.demo.sample(plan.batch_size)
+        critics = self.pretrained >= plan.pretrain_steps - CRITIC_STEPS
+        cloning = {"clone_weight": plan.clone_weight or 1.0, "clone_std": plan.clone_std}
+        info = self.update(batch, train_critic=critics, sac_weight=0.0, critics_train_encoder=False, **cloning)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
         return info
