@@ -74,6 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.teacher or not args.pictures:
         parser.exit(2, f"--teacher and --pictures are wanted. {HOW_TO_GET}\n")
+    for path in (args.teacher, args.pictures):
+        if not path.exists():
+            parser.exit(2, f"{path} is not there. {HOW_TO_GET}\n")
     return args
 
 
