@@ -197,8 +197,6 @@ class HybridTraining:
         run = self.run_episodes or evaluate
         sampled = run(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
         minutes = self.clock.minutes()
-        solves = f"{result}{differs(result, episodes)}; sampled {sampled.successes} of {sampled.episodes}"
-        tqdm.write(f"step {step:,}: {solves}; {minutes:.1f} min")
         with uninterrupted():
             figures = {"eval_success": result.success_rate, "eval_sampled": sampled.success_rate, "minutes": minutes}
             log.log(step, figures | self.alarms.check_sampled(step, result, sampled))
@@ -208,6 +206,9 @@ class HybridTraining:
             self.progress |= {"solved": solved, "evaluated": step}
             self.save(step)
             self.draw(log)
+        # said last: a human who reads it may take over now, and keys that come before an episode's start are forgotten
+        solves = f"{result}{differs(result, episodes)}; sampled {sampled.successes} of {sampled.episodes}"
+        tqdm.write(f"step {step:,}: {solves}; {minutes:.1f} min")
 
     def save(self, step):
         self.update.check()

@@ -138,6 +138,14 @@ def test_evaluates_at_the_start_when_due_and_at_the_end(demos, tmp_path):
     assert content(tmp_path)["step"] == 3 * LENGTH
 
 
+def test_the_line_of_an_evaluation_comes_when_the_human_may_take_over(demos, tmp_path, monkeypatch, capsys):
+    """What is typed while the run is saved and its curves are drawn is forgotten at the next episode's start."""
+    monkeypatch.setattr(train_hybrid.HybridTraining, "draw", lambda self, log: print("drawn"))
+    train_hybrid.main(words(demos, tmp_path, max_steps=LENGTH))
+    said = capsys.readouterr().out
+    assert said.index("drawn") < said.index("step 0:") < said.rindex("drawn") < said.index(f"step {LENGTH}:")
+
+
 def test_an_evaluation_of_more_or_fewer_episodes_than_asked_for_says_why():
     assert [training_evaluate.differs(Evaluation(1, n, [], [], {}), 20).partition(",")[0] for n in (60, 20, 7)] == [
         "; 60",

@@ -78,6 +78,13 @@ def test_two_arms_and_fixed_grippers():
     assert env.step(env.policy)[4]["intervene_action"].tolist() == [SPEED, 0, 0, 0, 0, 0]
 
 
+def test_who_records_is_told_when_the_robot_is_there():
+    env = human("")
+    env.env.reset = lambda **options: env.lines.append("the robot is at its start") or (np.zeros(1), {})
+    env.steered(leads=True).reset()
+    assert env.lines == ["the robot is at its start", "go: you steer"]
+
+
 def test_pause_waits():
     env = human("p", "w", "x", "p", "")
     env.step(env.policy)

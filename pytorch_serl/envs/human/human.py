@@ -64,7 +64,10 @@ class Human(gym.Wrapper):
             self.say("in control: the policy")
         self.in_control, self.verdict, self.label, self.discard = self.leads, None, False, False
         self._forget()
-        return self.env.reset(**options)
+        result = self.env.reset(**options)
+        if self.leads:  # a robot takes its time to drive home, and nobody else says that it is there
+            self.say("go: you steer")
+        return result
 
     def step(self, action):
         command = self._command()
