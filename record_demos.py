@@ -113,7 +113,7 @@ def beside_human(env, args):
     if not has_device(args.human):
         return env
     human, line = add_device(env, args, judge="label" if args.classifier_only else "overrule", say=tqdm.write)
-    print(line)
+    print(f"{line}\nyou steer from the first step of an episode to its last: there is nothing to take over")
     return human.steered(leads=True)
 
 
