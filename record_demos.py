@@ -241,10 +241,9 @@ def report(args, folder, kept, keys, counts):
         recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, demos, keys)
         print(f"look at {folder / recording.DEMOS_PICTURE}: first, middle and last frame of every demo")
     if counts.any():
-        print(
-            f"classifier frames: {counts[0]} success, {counts[1]} failure; the last {recording.HARD_FRAMES} frames "
-            "before each success are the hard failures among them"
-        )
+        labelled = args.classifier_only and args.human != "scripted"
+        hard = f"; the last {recording.HARD_FRAMES} frames before each success are the hard failures among them"
+        print(f"classifier frames: {counts[0]} success, {counts[1]} failure{'' if labelled else hard}")
         print(f"next: {train_classifier_line(folder, keys)}")
     if kept:
         print(f"next: {train_hybrid_line(args, folder, keys)}")

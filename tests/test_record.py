@@ -224,6 +224,14 @@ def test_the_commands_to_go_on_with_can_be_typed(name, run, classifier, tmp_path
     assert asked.image_keys == keys and Path(asked.output_dir) == Path(classifier)
 
 
+@pytest.mark.parametrize("human, hard", [("keyboard", False), ("scripted", True)])
+def test_frames_that_a_human_labelled_have_no_last_ones_before_a_success(human, hard, capsys):
+    args = record_demos.parse_args(command({"classifier_only": True, "human": human}))
+    record_demos.report(args, Path("data"), {}, ["image"], np.array([5, 3]))
+    said = capsys.readouterr().out
+    assert "classifier frames: 5 success, 3 failure" in said and ("hard failures" in said) == hard
+
+
 class Silent(TinyEnv):
     def __init__(self):
         super().__init__(report_success=False)
