@@ -118,12 +118,16 @@ def test_a_space_mouse_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(spacemouse, "_library", lambda: mice)
     from pytorch_serl.envs.human.device import DeviceHuman
 
+    asked = []
+
     def ready(human):
         mice.arm = human.unwrapped
+        asked.append(human.go_on)
 
     monkeypatch.setattr(DeviceHuman, "wait_until_ready", ready)  # nobody sits at a terminal
     demos = recorded(tmp_path, human="spacemouse", num_demos=2)
     assert sum(t["rewards"] for t in demos.transitions) == 2 and mice.closed
+    assert asked == ["space"] * 2  # it has no success button
     said = capsys.readouterr().out
     assert "there is nothing to take over" in said and said.count("go: you steer") == 2
 

@@ -136,5 +136,7 @@ def add_device(
 
         options = {"dead_zone": args.dead_zone, "signs": tuple(args.axis_signs), "scale": args.axis_scale}
         device = spacemouse.SpaceMice(env.action_space.shape, say=say, **sides, **options)
-        return DeviceHuman(env, device, keys=terminal_keys(), **settings), f"{spacemouse.HELP} | {HELP}"
+        made = DeviceHuman(env, device, keys=terminal_keys(), **settings)
+        made.go_on = "space"  # none of its buttons judges
+        return made, f"{spacemouse.HELP} | {HELP}"
     return DeviceHuman(env, load_device(args.human)(env), keys=terminal_keys(), **settings), HELP
