@@ -30,6 +30,7 @@ from pytorch_serl.training.humans import (
     add_human_arguments,
     add_patience,
     check_human,
+    device_words,
     has_device,
     scripted_steps,
 )
@@ -37,6 +38,7 @@ from pytorch_serl.training.recording import RECORD_SEED
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 from pytorch_serl.training.view import View, add_view_arguments, viewed
 
+DATA = Path("data")
 SCRIPTED_CLASSIFIER_EPISODES = 120  # with 40 one camera's classifier misses a third of the successes
 SCENES_APART = (
     50_000  # the seeds of classifier episodes and of their failures lie so far from the demos' and each other
@@ -54,7 +56,7 @@ def parse_args(argv=None):
     )
     where.add_argument("--setup_mode", choices=SETUP_MODES, default="single-arm-learned-gripper")
     where.add_argument("--image_keys", nargs="+", help="cameras to record; default: all")
-    where.add_argument("--output_dir", default="./data", help="where to write")
+    where.add_argument("--output_dir", default=f"./{DATA}", help="where to write")
     where.add_argument("--resume", action="store_true", help="go on with the recording in --output_dir")
     where.add_argument("--overwrite", action="store_true", help="replace the recording in --output_dir")
     who = parser.add_argument_group("who steers, and how often")
@@ -111,7 +113,7 @@ def beside_human(env, args):
     if not has_device(args.human):
         return env
     human, line = add_device(env, args, judge="label" if args.classifier_only else "overrule", say=tqdm.write)
-    print(line)
+    print(f"{line}\nyou steer from the first step of an episode to its last: there is nothing to take over")
     return human.steered(leads=True)
 
 
@@ -238,23 +240,41 @@ def report(args, folder, kept, keys, counts):
         demos = [number for number, success in kept.items() if success]
         recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, demos, keys)
         print(f"look at {folder / recording.DEMOS_PICTURE}: first, middle and last frame of every demo")
-    names, env = " ".join(keys), "" if args.env == "built-in" else f" --env {args.env}"
-    env += f" --env_args {shlex.join(args.env_args)}" if args.env_args else ""
     if counts.any():
-        print(
-            f"classifier frames: {counts[0]} success, {counts[1]} failure; the last {recording.HARD_FRAMES} frames "
-            "before each success are the hard failures among them"
-        )
-        print(
-            f"next: python train_classifier.py --success_dir {folder}/success --failure_dir {folder}/failure "
-            f"--image_keys {names} --output_dir ./classifier_ckpt"
-        )
+        labelled = args.classifier_only and args.human != "scripted"
+        hard = f"; the last {recording.HARD_FRAMES} frames before each success are the hard failures among them"
+        print(f"classifier frames: {counts[0]} success, {counts[1]} failure{'' if labelled else hard}")
+        print(f"next: {train_classifier_line(folder, keys)}")
     if kept:
-        rate = f" --control_hz {args.control_hz:g}" if args.control_hz else ""
-        print(
-            f"next: python train_hybrid.py --demo_paths {folder / recording.DEMOS} --image_keys {names} --setup_mode "
-            f"{args.setup_mode}{env}{rate} --human {args.human}"
-        )
+        print(f"next: {train_hybrid_line(args, folder, keys)}")
+
+
+def train_classifier_line(folder, keys):
+    """The command that trains a classifier of these frames."""
+    frames = [word for name in ("success", "failure") for word in (f"--{name}_dir", str(folder / name))]
+    return shlex.join(
+        ["python", "train_classifier.py", *frames, "--image_keys", *keys, "--output_dir", runs(folder)[1]]
+    )
+
+
+def train_hybrid_line(args, folder, keys):
+    """The command that trains on these demos, with the same environment, human and judge."""
+    words = ["--demo_paths", str(folder / recording.DEMOS), "--image_keys", *keys, "--setup_mode", args.setup_mode]
+    words += ["--env", args.env] if args.env != "built-in" else []
+    words += ["--env_args", *args.env_args] if args.env_args else []
+    words += ["--control_hz", f"{args.control_hz:g}"] if args.control_hz else []
+    words += ["--reward", args.reward] if args.reward != "env" else []
+    return shlex.join(
+        ["python", "train_hybrid.py", *words, "--human", args.human, *device_words(args), "--save_dir", runs(folder)[0]]
+    )
+
+
+def runs(folder):
+    """Where a policy and a classifier from this folder go: each recording has its own; ./data has README's."""
+    if folder == DATA:
+        return "./hybrid_ckpt", "./classifier_ckpt"
+    name = folder.resolve().name
+    return f"./runs/{name}", f"./runs/{name}_classifier"
 
 
 def main(argv=None):
@@ -271,6 +291,7 @@ def main(argv=None):
             print_settings(vars(args))
             cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
             env.probe(verdict=not has_device(args.human))
+            args.reward = "env" if env.verdict else "human"  # who said it here; train_hybrid.py has to be told
             view = View(args.view, args.view_host) if args.view is not None else None
             if view:
                 at_the_end.callback(view.close)
@@ -299,7 +320,7 @@ def look(env, args, cameras, folder):
 def record(env, args, cameras, folder):
     """Record what the options ask for."""
     keys, limits = [*cameras, "state"], recording.recording_limits(env, cameras, args.setup_mode)
-    kept, counts, further = {}, np.zeros(2, int), args.num_classifier_episodes
+    kept, counts, further, scenes = {}, np.zeros(2, int), args.num_classifier_episodes, 0
     if not args.classifier_only:
         kept = record_demos(env, args, keys, limits, folder)
         recording.write_demos(folder, kept, args.keep_failures)
@@ -309,6 +330,7 @@ def record(env, args, cameras, folder):
         counts += labelled_frames(env, args, keys, folder)
     if args.human == "scripted" and further != 0:
         scenes = further or (SCRIPTED_CLASSIFIER_EPISODES if build.is_simulated(env) else 0)
+    if scenes:
         counts += scripted_frames(env, args, keys, limits, folder, scenes)
     report(args, folder, kept, cameras, counts)
 

@@ -34,6 +34,7 @@ from pytorch_serl.training.evaluate import (
     EVAL_SEED,
     EVALUATION_FILES,
     FINAL_SEED,
+    differs,
     evaluate,
     evaluate_to_stop,
     report_evaluation,
@@ -196,7 +197,6 @@ class HybridTraining:
         run = self.run_episodes or evaluate
         sampled = run(policy, self.eval_env, math.ceil(episodes / SAMPLED), argmax=False, seed=EVAL_SEED)
         minutes = self.clock.minutes()
-        tqdm.write(f"step {step:,}: {result}; sampled {sampled.successes} of {sampled.episodes}; {minutes:.1f} min")
         with uninterrupted():
             figures = {"eval_success": result.success_rate, "eval_sampled": sampled.success_rate, "minutes": minutes}
             log.log(step, figures | self.alarms.check_sampled(step, result, sampled))
@@ -206,6 +206,9 @@ class HybridTraining:
             self.progress |= {"solved": solved, "evaluated": step}
             self.save(step)
             self.draw(log)
+        # said last: a human who reads it may take over now, and keys that come before an episode's start are forgotten
+        solves = f"{result}{differs(result, episodes)}; sampled {sampled.successes} of {sampled.episodes}"
+        tqdm.write(f"step {step:,}: {solves}; {minutes:.1f} min")
 
     def save(self, step):
         self.update.check()

@@ -10,6 +10,7 @@ Without --env nobody knows the success rate: what is reported is the distance to
 """
 
 import math
+import shlex
 import signal
 import time
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ from pytorch_serl.training.checkpoint import RunCheckpoint, identity
 from pytorch_serl.training.evaluate import (
     EVALUATION_FILES,
     FINAL_SEED,
+    differs,
     evaluate_to_stop,
     held_out_errors,
     report_evaluation,
@@ -208,7 +210,7 @@ class OfflineTraining:
                 print(f"\nstopped by an error: update {step:,} is saved in {path}; continue with --resume")
                 raise
             figures["eval_success"] = result.success_rate
-            texts.append(str(result))
+            texts.append(f"{result}{differs(result, self.args.eval_episodes)}")
             now["solved"] = solved
             better = solved or result.success_rate >= self.progress["best"]
         elif len(self.held_out):
@@ -384,10 +386,13 @@ def run(args, at_the_end):
             passes = {} if args.sampled else {"sampled": False}
             report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED, **passes)
     else:
-        print(
-            f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known: evaluate it with "
-            f"train_hybrid.py --eval_ckpt {save_dir / BEST} --env ..."
-        )
+        print(f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known")
+        demos_of = {"--demo_paths": args.demo_paths, "--image_keys": args.image_keys, "--setup_mode": [args.setup_mode]}
+        words = [word for option, values in demos_of.items() for word in (option, *values)]
+        words += ["--train_backbone"] if args.train_backbone else []
+        words += ["--env", "built-in", "--eval_ckpt", str(save_dir / BEST)]
+        print("to evaluate it put the environment of these demos in place of built-in:")
+        print(f"next: python train_hybrid.py {shlex.join(words)}")
 
 
 if __name__ == "__main__":

@@ -296,6 +296,14 @@ def test_an_episode_is_thrown_away_with_one_key(clock):
     assert "discard" not in made.step(POLICY)[4]
 
 
+@pytest.mark.parametrize("readings, keys", [([REST], ["p", "", "p"]), ([REST | {"pause": True}] * 2 + [REST], [])])
+def test_a_pause_between_two_episodes_holds_the_robot(readings, keys, clock):
+    lines = []
+    _, made = wearing(Glove(*readings), Keys(*keys), lines)
+    made.reset()
+    assert lines == ["paused; p or the button goes on", "goes on"]
+
+
 def test_a_pause_waits_and_ready_is_asked(clock):
     lines = []
     env, made = wearing(Glove(REST), Keys("", "p", "", "w", "p"), lines)

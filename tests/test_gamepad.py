@@ -57,6 +57,12 @@ def test_turning_gripper_and_small_ways():
     assert actions == [[0, 0, 0, -1, 1, 1, 0], [0, 0, 0, 0, 0, 0, -1], [-1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]]
 
 
+def test_a_pause_between_two_episodes_holds_the_robot():
+    env = human(({}, "start"), ({}, "y"), ({}, "start"), ({}, ""))
+    env.reset()
+    assert env.lines == ["paused; start goes on", "goes on"]
+
+
 def test_two_arms():
     hold = "rightshoulder"
     looks = [({"lefty": -1.0}, hold), ({"lefty": -1.0}, f"{hold} leftshoulder")]

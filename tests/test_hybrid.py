@@ -19,7 +19,7 @@ from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training import evaluate as training_evaluate
 from pytorch_serl.training import learner as learner_module
-from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, evaluate
+from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, Evaluation, evaluate
 from pytorch_serl.training.hybrid_options import choose_for_demos
 from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, executed_action, state_conditions
@@ -140,8 +140,25 @@ def test_evaluates_at_the_start_when_due_and_at_the_end(demos, tmp_path):
     assert content(tmp_path)["step"] == 3 * LENGTH
 
 
-def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path):
+def test_the_line_of_an_evaluation_comes_when_the_human_may_take_over(demos, tmp_path, monkeypatch, capsys):
+    """What is typed while the run is saved and its curves are drawn is forgotten at the next episode's start."""
+    monkeypatch.setattr(train_hybrid.HybridTraining, "draw", lambda self, log: print("drawn"))
+    train_hybrid.main(words(demos, tmp_path, max_steps=LENGTH))
+    said = capsys.readouterr().out
+    assert said.index("drawn") < said.index("step 0:") < said.rindex("drawn") < said.index(f"step {LENGTH}:")
+
+
+def test_an_evaluation_of_more_or_fewer_episodes_than_asked_for_says_why():
+    assert [training_evaluate.differs(Evaluation(1, n, [], [], {}), 20).partition(",")[0] for n in (60, 20, 7)] == [
+        "; 60",
+        "",
+        "; 7 of 20",
+    ]
+
+
+def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path, capsys):
     train_hybrid.main(words(demos, tmp_path, max_steps=10 * LENGTH, eval_episodes=2, stop_at=0.5))  # one can be solved
+    assert "; 6, since the first 2 reached --stop_at: 4 others followed" in capsys.readouterr().out
     saved = content(tmp_path)
     assert saved["step"] == 0 and saved["progress"]["best"] == 0.5 and saved["progress"]["solved"]
     best, last = load_checkpoint(tmp_path / "best.pt")["modules"], saved["agent"]["modules"]

@@ -78,6 +78,25 @@ def test_two_arms_and_fixed_grippers():
     assert env.step(env.policy)[4]["intervene_action"].tolist() == [SPEED, 0, 0, 0, 0, 0]
 
 
+def test_a_pause_between_two_episodes_holds_the_robot():
+    """What was typed as an episode ended is forgotten, but somebody may have paused to step up to the robot."""
+    env = human("yp", "w", "p", "")
+    env.env.reset = lambda **options: env.lines.append("the robot drives") or (np.zeros(1), {})
+    env.reset()
+    assert env.lines == ["paused; p goes on", "goes on", "the robot drives"] and env.device.keys == [""]
+    assert "human_verdict" not in env.step(env.policy)[4]
+    env = human("p", "")
+    env.steered(leads=True).reset()  # in a recording it has waited already
+    assert env.lines == ["go: you steer"]
+
+
+def test_who_records_is_told_when_the_robot_is_there():
+    env = human("")
+    env.env.reset = lambda **options: env.lines.append("the robot is at its start") or (np.zeros(1), {})
+    env.steered(leads=True).reset()
+    assert env.lines == ["the robot is at its start", "go: you steer"]
+
+
 def test_pause_waits():
     env = human("p", "w", "x", "p", "")
     env.step(env.policy)

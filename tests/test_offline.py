@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import train_hybrid
 import train_offline
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.demos import read_demos, split_episodes
@@ -83,6 +85,11 @@ def test_script(algo, demos, gripper_demos, tmp_path):
     assert written >= RUN_OUTPUTS and not written & {"evaluation.gif", "evaluation.json"}
     assert any(name.startswith("events.out.tfevents") for name in written)
     assert "no success rate will be known" in done.stdout and "Its success rate is not known" in done.stdout
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith("next: python train_hybrid.py ")
+    asked = train_hybrid.parse_args(shlex.split(line)[3:])
+    assert asked.eval_ckpt == str(tmp_path / "run/best.pt") and asked.demo_paths == [str(two.get("demo_paths", demos))]
+    assert (asked.image_keys, asked.setup_mode) == (two.get("image_keys", ["image"]), two.get("setup_mode", FIXED))
     assert "5 episodes (20 transitions) to train on, 1 (4 transitions) held out" in done.stdout
     assert ("WARNING: plain SAC is expected to fail" in done.stdout) == (algo == "sac")
     assert ("updates take up to 1 minutes; it stops sooner when the held-out error" in done.stdout) == (not algo)
@@ -154,7 +161,9 @@ def test_stops_when_the_policy_succeeds_on_other_episodes_too(demos, tmp_path, m
     train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=9))
     progress = content(tmp_path)["progress"]
     assert (content(tmp_path)["step"], progress["best"], progress["best_step"]) == (3, 0.95, 3)
-    assert "stopped early: --stop_at was reached, over other episodes as well" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stopped early: --stop_at was reached, over other episodes as well" in said
+    assert "60, since the first 20 reached --stop_at: 40 others followed, and all of them count" in said
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -1,8 +1,10 @@
 """record_demos.py: what it writes, killed and resumed recordings, refusals, foreign environments."""
 
 import pickle
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 import record_demos
+import train_classifier
+import train_hybrid
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.frames import read_classifier_frames
 from pytorch_serl.envs.tabletop import task
@@ -109,6 +113,30 @@ def test_a_rate_that_is_kept_is_no_slow_environment():
     assert "WARNING" not in line and "step takes 50 ms" not in line
 
 
+class Timed(Robot):
+    """Takes as long for each step as told, in ms."""
+
+    def step(self, action):
+        result = self.env.step(action)
+        self.took = self.times.pop(0) / 1000
+        return result
+
+
+@pytest.mark.parametrize(
+    "times, says",
+    [
+        ([97, 102, 109, 97, 98], ["a step takes 98 ms, the slowest of 5 109 ms"]),  # keeps 10 Hz itself, as FakeArm
+        ([97, 130, 97, 125, 98], ["the slowest of 5 130 ms", "2 of 5 steps took more than a tenth longer"]),
+    ],
+)
+def test_the_check_of_the_rate_says_which_steps_come_late(times, says, monkeypatch):
+    env = Timed(TinyEnv())
+    env.times = list(times)
+    monkeypatch.setattr(recording, "CHECK_STEPS", len(times))
+    _, line = recording.check_rate(env, 0, 10)
+    assert all(words in line for words in says) and ("WARNING" in line) == (len(says) > 1)
+
+
 def test_check_writes_the_cameras_and_nothing_else(tmp_path, capsys):
     record_demos.main(command({"output_dir": tmp_path, "check": True, "control_hz": 10_000.0} | SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["cameras.png"]
@@ -165,6 +193,55 @@ def test_the_command_line(tmp_path):
     assert first.returncode == 0 and "1 successful" in first.stdout and "next: python train_hybrid.py" in first.stdout
     again = subprocess.run(call, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "name, run, classifier",
+    [("data", "hybrid_ckpt", "classifier_ckpt"), ("my arm", "runs/my arm", "runs/my arm_classifier")],
+)
+def test_the_commands_to_go_on_with_can_be_typed(name, run, classifier, tmp_path, monkeypatch):
+    """Words with spaces, how the device is held, who judged; a run of its own beside that of other recordings."""
+    monkeypatch.chdir(tmp_path)
+    recorded = {
+        "env": "a:B-v0",
+        "env_args": ["path=x y"],
+        "setup_mode": FIXED,
+        "control_hz": 12.5,
+        "human": "spacemouse",
+    }
+    args = record_demos.parse_args(command(recorded | {"output_dir": name, "axis_signs": [-1, -1, 1, -1, -1, 1]}))
+    args.reward = "human"
+    keys = ["front", "left wrist"]
+    words = shlex.split(record_demos.train_hybrid_line(args, Path(name), keys))
+    assert words[:2] == ["python", "train_hybrid.py"] and "--dead_zone" not in words
+    asked = train_hybrid.parse_args(words[2:])
+    assert {key: getattr(asked, key) for key in recorded} == recorded
+    assert asked.demo_paths == [f"{name}/demos.pkl"] and asked.image_keys == keys and asked.reward == "human"
+    assert asked.axis_signs == [-1, -1, 1, -1, -1, 1] and Path(asked.save_dir) == Path(run)
+    words = shlex.split(record_demos.train_classifier_line(Path(name), keys))
+    asked = train_classifier.parse_args(words[2:])
+    assert (asked.success_dir, asked.failure_dir) == (f"{name}/success", f"{name}/failure")
+    assert asked.image_keys == keys and Path(asked.output_dir) == Path(classifier)
+
+
+@pytest.mark.parametrize("human, hard", [("keyboard", False), ("scripted", True)])
+def test_frames_that_a_human_labelled_have_no_last_ones_before_a_success(human, hard, capsys):
+    args = record_demos.parse_args(command({"classifier_only": True, "human": human}))
+    record_demos.report(args, Path("data"), {}, ["image"], np.array([5, 3]))
+    said = capsys.readouterr().out
+    assert "classifier frames: 5 success, 3 failure" in said and ("hard failures" in said) == hard
+
+
+class Silent(TinyEnv):
+    def __init__(self):
+        super().__init__(report_success=False)
+
+
+@pytest.mark.parametrize("kind, verdict", [(TinyEnv, True), (Silent, False)])
+def test_a_robot_knows_whether_it_is_told_of_success(kind, verdict):
+    env = Robot(kind())
+    env.probe(verdict=False)
+    assert env.verdict == verdict
 
 
 def test_a_look_at_the_cameras_is_no_recording(tmp_path):

@@ -84,6 +84,12 @@ def test_a_gamepad_records(tmp_path, monkeypatch):
     assert np.abs(np.stack([t["actions"] for t in demos.transitions])).max() > 0.5
 
 
+def test_an_expert_at_hardware_records_no_further_scenes(tmp_path, capsys):
+    recorded(tmp_path, human="scripted", num_demos=1)
+    said = capsys.readouterr()
+    assert "classifier frames: 1 success" in said.out and "scene" not in said.err
+
+
 class FakeMice:
     """pyspacemouse with one device, held by somebody who sees the robot."""
 
@@ -107,17 +113,23 @@ class FakeMice:
         self.closed = True
 
 
-def test_a_space_mouse_records(tmp_path, monkeypatch):
+def test_a_space_mouse_records(tmp_path, monkeypatch, capsys):
     mice = FakeMice()
     monkeypatch.setattr(spacemouse, "_library", lambda: mice)
     from pytorch_serl.envs.human.device import DeviceHuman
 
+    asked = []
+
     def ready(human):
         mice.arm = human.unwrapped
+        asked.append(human.go_on)
 
     monkeypatch.setattr(DeviceHuman, "wait_until_ready", ready)  # nobody sits at a terminal
     demos = recorded(tmp_path, human="spacemouse", num_demos=2)
     assert sum(t["rewards"] for t in demos.transitions) == 2 and mice.closed
+    assert asked == ["space"] * 2  # it has no success button
+    said = capsys.readouterr().out
+    assert "there is nothing to take over" in said and said.count("go: you steer") == 2
 
 
 class Typist:

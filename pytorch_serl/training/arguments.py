@@ -71,7 +71,8 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     run.add_argument(
         "--eval_episodes",
         type=int,
-        help="of an evaluation during training; default 20, 50 where they run side by side (docs/simulation.md)",
+        help="of an evaluation during training, three times as many where the first ones reach --stop_at; default 20, "
+        "50 where they run side by side (docs/simulation.md)",
     )
     run.add_argument(
         "--final_episodes", type=int, help="of the final evaluation; default --eval_episodes if given, else 100"

@@ -207,6 +207,18 @@ def evaluate_to_stop(
     return both, both.success_rate >= stop_at
 
 
+def differs(result: Evaluation, episodes: int) -> str:
+    """Why an evaluation during training took more or fewer than the `episodes` that it was asked for, or ""."""
+    if result.episodes > episodes:
+        return (
+            f"; {result.episodes}, since the first {episodes} reached --stop_at: {result.episodes - episodes} others "
+            "followed, and all of them count"
+        )
+    if result.episodes < episodes:
+        return f"; {result.episodes} of {episodes}, since these were too far below --stop_at"
+    return ""
+
+
 def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> dict[str, float]:
     """How far the policy's mode is from the recorded actions of `buffer`; a distance, not a success rate.
 

@@ -29,6 +29,18 @@ def add_human_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--axis_scale", type=float, default=1.0, help="factor on a space mouse's way")
 
 
+def device_words(args: argparse.Namespace) -> list[str]:
+    """The words of a command line that say how a space mouse is held, where that is not the default."""
+    defaults = argparse.ArgumentParser()
+    add_human_arguments(defaults)
+    words = []
+    for name in ("dead_zone", "axis_signs", "axis_scale"):
+        value = getattr(args, name)
+        if value != defaults.get_default(name):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
 def add_patience(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--patience",
@@ -124,5 +136,7 @@ def add_device(
 
         options = {"dead_zone": args.dead_zone, "signs": tuple(args.axis_signs), "scale": args.axis_scale}
         device = spacemouse.SpaceMice(env.action_space.shape, say=say, **sides, **options)
-        return DeviceHuman(env, device, keys=terminal_keys(), **settings), f"{spacemouse.HELP} | {HELP}"
+        made = DeviceHuman(env, device, keys=terminal_keys(), **settings)
+        made.go_on = "space"  # none of its buttons judges
+        return made, f"{spacemouse.HELP} | {HELP}"
     return DeviceHuman(env, load_device(args.human)(env), keys=terminal_keys(), **settings), HELP

@@ -43,6 +43,7 @@ class Robot(gym.Wrapper):
         spaces = getattr(env.observation_space, "spaces", {})
         self.cameras = {k: s for k, s in spaces.items() if len(s.shape or ()) == 3 and s.dtype == np.uint8}
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
+        self.verdict = False  # whether the environment said of its last step whether it succeeded
         self.took = 0.0  # seconds of the environment's last step, without what was waited for its rate
 
     def reset(self, **options):
@@ -66,6 +67,7 @@ class Robot(gym.Wrapper):
                 "info (a dict)"
             )
         obs, reward, terminated, truncated, info = result
+        self.verdict = "succeed" in info
         self.pace.observed()
         obs, self.steps = self._checked(obs, f"step {self.steps} of the episode"), self.steps + 1
         self.watch.step(obs, self.cameras, info.get("intervene_action", action))

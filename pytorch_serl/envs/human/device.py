@@ -104,9 +104,7 @@ class DeviceHuman(PolledHuman):
     def _look(self):
         said, action, in_control = self._read()
         if "pause" in said:
-            self.say("paused; p or the button goes on")
-            self._wait_for({"pause", "go"})
-            self.say("goes on")
+            self._pause()
         holds = self.leads or (self.steer and in_control)
         if holds != self.in_control:
             self._take_over(holds)
@@ -142,8 +140,13 @@ class DeviceHuman(PolledHuman):
         else:
             self._wait_for({"go", "success"})
 
+    def _pause(self):
+        self.say("paused; p or the button goes on")
+        self._wait_for({"pause", "go"})
+        self.say("goes on")
+
     def _forget(self):
-        self._read()
+        return "pause" in self._read()[0]
 
 
 def rest(seconds: float) -> None:

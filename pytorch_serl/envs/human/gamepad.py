@@ -97,9 +97,7 @@ class GamepadHuman(PolledHuman):
         if OTHER_ARM in pressed and self.arms > 1:
             self._change_arm()
         if PAUSE in pressed:
-            self.say("paused; start goes on")
-            self._wait_for({PAUSE})
-            self.say("goes on")
+            self._pause()
         self._judge(pressed)
         self.discard = self.discard or DISCARD in pressed
         if not self.in_control:
@@ -144,5 +142,10 @@ class GamepadHuman(PolledHuman):
                 return pressed
             rest(POLL_SECONDS)
 
+    def _pause(self):
+        self.say("paused; start goes on")
+        self._wait_for({PAUSE})
+        self.say("goes on")
+
     def _forget(self):
-        self._read()
+        return PAUSE in self._read()[1]

@@ -63,8 +63,12 @@ class Human(gym.Wrapper):
         if self.in_control and not self.leads:
             self.say("in control: the policy")
         self.in_control, self.verdict, self.label, self.discard = self.leads, None, False, False
-        self._forget()
-        return self.env.reset(**options)
+        if self._forget() and not self.leads:  # who records is asked anyway, between two episodes
+            self._pause()
+        result = self.env.reset(**options)
+        if self.leads:  # a robot takes its time to drive home, and nobody else says that it is there
+            self.say("go: you steer")
+        return result
 
     def step(self, action):
         command = self._command()
@@ -128,5 +132,9 @@ class Human(gym.Wrapper):
         """Whether there is nothing to do but to wait for him: he is in control and has said nothing."""
         return self.in_control and self.verdict is None and not self.discard
 
-    def _forget(self) -> None:
-        """What was pressed before counts for nothing."""
+    def _pause(self) -> None:
+        """Say so, and wait until he goes on."""
+        raise NotImplementedError
+
+    def _forget(self) -> bool:
+        """What was pressed before counts for nothing, but for a pause, which has to hold the robot: whether it was."""

@@ -108,9 +108,7 @@ class KeyboardHuman(Human):
             elif key == OTHER_ARM and self.arms > 1:
                 self._change_arm()
             elif key == PAUSE:
-                self.say("paused; p goes on")
-                self._wait_for(PAUSE)
-                self.say("goes on")
+                self._pause()
             elif key in (SUCCESS, FAILURE):
                 self.verdict = key == SUCCESS
             elif key == DISCARD:
@@ -130,8 +128,13 @@ class KeyboardHuman(Human):
     def _wait_for_go(self):
         self._wait_for(GO_ON)
 
+    def _pause(self):
+        self.say("paused; p goes on")
+        self._wait_for(PAUSE)
+        self.say("goes on")
+
     def _forget(self):
-        self._keys()
+        return PAUSE in self._keys()
 
     def _wait_for(self, wanted):
         while True:
