@@ -238,7 +238,7 @@ class Robots:
         """As `Actor.figures`, of pace those of the robot that keeps it worst; robots that are there; the largest age of
         the parameters, in environment steps."""
         paces = list(self.paces.values())  # threads add to it
-        pace = {name: max(figures.get(name, 0.0) for figures in paces) for name in set().union(*paces)}
+        pace = {name: max(figures.get(name, 0.0) for figures in paces) for name in sorted(set().union(*paces))}
         age = {"parameters_age": max(self.ages)} if self.ages else {}
         return recent_figures(self.recent) | pace | age | {"robots": len(self.there)}
 
