@@ -18,7 +18,7 @@ from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
 from pytorch_serl.training.limits import Limits
 
-CRITIC_STEPS = 1000  # of the pretraining, its last ones, in which the critics learn, too: they cost four times the rest
+CRITIC_STEPS = 1000  # of the pretraining, its last ones, in which the critics learn, too: an update takes up to twice as long
 
 
 @dataclass(frozen=True)
