@@ -18,7 +18,7 @@ from pytorch_serl.training.alarms import check_numbers
 from pytorch_serl.training.checkpoint import RunCheckpoint
 from pytorch_serl.training.limits import Limits
 
-CRITIC_STEPS = 1000  # of the pretraining, its last ones, in which the critics learn, too: an update takes up to twice as long
+CRITIC_STEPS = 1000  # the last ones of the pretraining, with critics, where an update takes up to twice as long
 
 
 @dataclass(frozen=True)
