@@ -24,27 +24,40 @@ UNIT = 0.02  # m per unit of action: two steps of 0.01 m
 HAND_MID, HAND_HALF = np.array([0.0, 0.65, 0.25]), np.array([0.3, 0.3, 0.25])  # m, of the state's position
 GRASP_PENALTY = -0.02  # for each command that changes the gripper's state
 CLOSES_FROM = 0.05  # the shipped policies' effort from which on they mean to close
+LIFTED = 0.015  # m: a thing so much higher than at the start is in the air
+HELD = {True: 0.07, False: 0.055}  # m: a thing that is held is at most so far below its place, in the air or not
+PRESSED, CLOSED, OPENED = 0.5, 0.6, 0.9  # openings: pressing on a thing from above; holding one; free to close again
+REGRASP_RISE = 0.1  # m that it rises meanwhile
 
 
 class Task(NamedTuple):
     """What sets one task apart. Efforts are Meta-World's: 1 closes, -1 opens.
 
-    `gain`: the shipped policy's, in units of action per m. `legs`: its way from here, see MetaWorldExpert. `effort`:
-    of the closed gripper; the policies' own 1 squeezes thin things out of it. `fixed`: of a fixed gripper.
+    `gain`: the shipped policy's, in units of action per m. `grip`: where it wants the hand, from the thing (m), with
+    `height` (m) of tolerance.
+    `legs`: its way from here, see MetaWorldExpert. `effort`: of the closed gripper; the policies' own 1 squeezes thin
+    things out of it. `fixed`: of a fixed gripper. `slack`: a closed gripper within so much of `grip` holds the thing
+    (m). `empty`: one that is less open than this holds nothing (0 where the thing is too thin to tell). `end`: the
+    site that has to reach the goal, and where it is from the thing when it does (m).
     """
 
     gain: float
+    grip: tuple[float, float, float]
     legs: Callable
     effort: float = 1.0
     fixed: float | None = None
+    slack: float = -1.0
+    height: float = 0.0
+    empty: float = 0.0
+    end: tuple[str, tuple[float, float]] | None = None
 
 
-# What is left of the shipped policies' ways: (distance, how near is enough) in m, one leg after the other. `hand`,
-# `thing` and `goal` are (3,); `second` is the other thing, where there is one.
+# What is left of the shipped policies' ways: (distance, how near is enough) in m, one leg after the other. `hand` and
+# `goal` are (3,); `thing` is the hand's place at it (Task.grip), `second` the same at the other, where there is one.
 
 
 def _assembly_legs(hand, thing, second, goal):
-    wrench, peg = thing + [-0.02, 0, 0], goal + [0.12, 0, 0.14]
+    wrench, peg = thing, goal + [0.12, 0, 0.14]
     down, lift, across, onto = (0.07, 0.02), (0.16, 0.04), (_far(wrench[:2], peg[:2]), 0.02), (0.2, 0.1)
     if _far(hand[:2], wrench[:2]) > 0.02:
         return [(_far(hand, wrench + [0, 0, 0.1]), 0.02), down, lift, across, onto]
@@ -58,7 +71,7 @@ def _assembly_legs(hand, thing, second, goal):
 
 
 def _box_legs(hand, thing, second, goal):
-    lid, box = thing + [0, 0, 0.02], np.array([*goal[:2], 0.15])
+    lid, box = thing, np.array([*goal[:2], 0.15])
     across = (_far(lid[:2], box[:2]), 0.02)
     if _far(hand[:2], lid[:2]) > 0.01:
         return [(_far(hand, [*lid[:2], 0.2]), 0.01), (0.2 - lid[2], 0.05), (0.1, 0.04), across]
@@ -70,7 +83,7 @@ def _box_legs(hand, thing, second, goal):
 
 
 def _coffee_legs(hand, thing, second, goal):
-    mug, push = thing + [0.01, 0, 0.05], (_far(thing[:2], goal[:2]), 0.05)
+    mug, push = thing, (_far(thing[:2] - [0.01, 0], goal[:2]), 0.05)
     if _far(hand[:2], mug[:2]) > 0.06:
         return [(_far(hand, mug + [0, 0, 0.2]), 0.06), (0.15, 0.02), push]
     if abs(hand[2] - mug[2]) > 0.02:
@@ -79,8 +92,8 @@ def _coffee_legs(hand, thing, second, goal):
 
 
 def _stick_legs(hand, thing, second, goal):
-    stick, thermos = thing + [-0.015, 0, 0.03], second + [-0.015, 0, 0.03]
-    pull = (_far(second[:2], goal[:2]), 0.05)
+    stick, thermos = thing, second
+    pull = (_far(second[:2] - [-0.015, 0], goal[:2]), 0.05)
     aside = [(abs(stick[1] - thermos[1]), 0.02), (abs(stick[2] - thermos[2]), 0.02), (abs(stick[0] - thermos[0]), 0.04)]
     if abs(stick[0] - thermos[0]) <= 0.04:
         return [pull]
@@ -98,7 +111,7 @@ def _button_legs(hand, thing, second, goal):
 
 
 def _drawer_legs(hand, thing, second, goal):
-    handle, pull = thing + [0, 0, -0.02], (abs(thing[1] - goal[1]), 0.03)
+    handle, pull = thing, (abs(thing[1] - goal[1]), 0.03)
     if _far(hand[:2], handle[:2]) > 0.06:
         return [(_far(hand, handle + [0, 0, 0.3]), 0.06), (0.3, 0.04), pull]
     if abs(hand[2] - handle[2]) > 0.04:
@@ -112,12 +125,14 @@ def _far(first, second):
 
 
 TASKS = {
-    "assembly": Task(10, _assembly_legs, effort=0.6),
-    "box-close": Task(25, _box_legs, effort=0.5),
-    "coffee-push": Task(10, _coffee_legs, effort=0.5),
-    "stick-pull": Task(25, _stick_legs, effort=0.7),
-    "button-press-topdown": Task(25, _button_legs, fixed=1.0),
-    "drawer-open": Task(4, _drawer_legs, fixed=-1.0),
+    "assembly": Task(
+        10, (-0.02, 0, 0), _assembly_legs, effort=0.6, slack=0.04, height=0.045, empty=0.4, end=("RoundNut", (-0.14, 0))
+    ),
+    "box-close": Task(25, (0, 0, 0.02), _box_legs, effort=0.5, slack=0.015, height=0.045),
+    "coffee-push": Task(10, (0.01, 0, 0.05), _coffee_legs, effort=0.5),
+    "stick-pull": Task(25, (-0.015, 0, 0.03), _stick_legs, effort=0.7, slack=0.04, height=0.015, empty=0.32),
+    "button-press-topdown": Task(25, (0, 0, 0), _button_legs, fixed=1.0),
+    "drawer-open": Task(4, (0, 0, -0.02), _drawer_legs, fixed=-1.0),
 }
 
 
@@ -174,6 +189,7 @@ class MetaWorldEnv(gym.Env):
         super().reset(seed=seed)
         self._sim.seed(int(self.np_random.integers(2**31)))
         self._full, _ = self._sim.reset()
+        self._rest = self._full[6]  # m: the thing's height
         self._show_goal()
         self._open, self._steps = True, 0
         return self._observe(), {"succeed": False, "grasp_penalty": 0.0}
@@ -205,7 +221,7 @@ class MetaWorldEnv(gym.Env):
         """What no policy may see: the truth, for the expert and for tests.
 
         Returns a dict: `full` (39,), Meta-World's own observation with the goal in it; `hand` and `object` (3,) in
-        m, `goal` (3,) in m; `opening`, 0 to 1, and `open`, what the gripper was told.
+        m, `goal` (3,) in m; `opening`, 0 to 1, and `open`, what the gripper was told; `lifted`, the object.
         """
         full = self._full.copy()
         return {
@@ -216,6 +232,7 @@ class MetaWorldEnv(gym.Env):
             "second": full[11:14],
             "goal": full[-3:],
             "open": bool(self._open),
+            "lifted": bool(self._full[6] > self._rest + LIFTED),
         }
 
     def scripted_expert(self, noise=0.1, seed=None):
@@ -281,23 +298,65 @@ def _start_simulator(task, image_size):
 
 
 class MetaWorldExpert(Expert):
-    """The policy that Meta-World ships for the task, in this environment's actions; it has no memory."""
+    """The policy that Meta-World ships for the task, in this environment's actions; it has no memory.
+
+    It also has to go on from where another policy got lost, so three things are added. What is held counts as held
+    wherever the hand took it, where the shipped policy drops it to take it anew. A gripper that closed on nothing
+    opens while it rises. And what turned in the hand is led to the goal by the end that has to be there.
+    """
 
     def act(self):
         """The next action, float32 (3 or 4,) in [-1, 1]; the gripper entry is exactly -1, 0 or 1."""
-        truth = self.env.privileged_state()
+        truth = self._truth()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "constant may be too high", at every start
             wanted = self.env._policy.get_action(truth["full"])
+        rise = self._rise(truth)
+        if rise:
+            wanted[2] = CRUISE
+        elif truth["held"] and not truth["lifted"] and truth["opening"] > CLOSED:
+            wanted[2] = min(wanted[2], 0.0)  # not up before it has closed
         move = np.clip(wanted[:3], -CRUISE, CRUISE) + self.noise * self.rng.standard_normal(3)
         move = np.clip(move, -1, 1)
         if not self.env.learned_gripper:
             return move.astype(np.float32)
-        close = wanted[3] > CLOSES_FROM
+        close = wanted[3] > CLOSES_FROM and not rise
         return np.append(move, 0 if close != truth["open"] else 1 - 2 * close).astype(np.float32)
 
     def steps_to_go(self):
         """Estimate of the steps to success from here, a float: the legs that are left of the policy's way."""
-        truth, task = self.env.privileged_state(), self.env._task
-        legs = task.legs(truth["hand"], truth["object"], truth["second"], truth["goal"])
+        truth, task = self._truth(), self.env._task
+        rise = self._rise(truth)
+        thing, second = truth["object"] + task.grip, truth["second"] + task.grip
+        legs = [(rise, 0.01)] * (rise > 0) + task.legs(truth["hand"] + [0, 0, rise], thing, second, truth["goal"])
         return sum(steps_to_reach(distance, within, CRUISE * UNIT, task.gain * UNIT) for distance, within in legs)
+
+    def _truth(self):
+        """`privileged_state` as the shipped policy is to see it, with `off`, the hand's way from its place, and `held`.
+
+        The goal is where the thing's end will reach it. Where the thing is held, all things are moved so that the hand
+        is where that policy would hold it.
+        """
+        truth, task = self.env.privileged_state(), self.env._task
+        thing, full = truth["object"], truth["full"]  # views: they move with it
+        if task.end:
+            site, wanted = task.end
+            full[-3:-1] -= self.env._sim.data.site(site).xpos[:2] - thing[:2] - wanted
+        truth["off"] = off = truth["hand"] - thing - task.grip
+        near = np.hypot(*off[:2]) <= task.slack and abs(off[2]) <= HELD[truth["lifted"]]
+        truth["held"] = near and not truth["open"] and truth["opening"] >= task.empty
+        if truth["held"]:
+            excess = off[2] - np.clip(off[2], -task.height, task.height) if truth["lifted"] else 0.0
+            for things in (full[4:7], full[11:14], full[-3:]):
+                things += [*off[:2], excess]
+        return truth
+
+    def _rise(self, truth):
+        """How far the hand has to rise (m) while the gripper opens again; 0 where it need not."""
+        empty, opening = self.env._task.empty, truth["opening"]
+        if not empty or truth["held"]:
+            return 0.0
+        if truth["open"]:
+            return REGRASP_RISE * min(max((OPENED - opening) / (OPENED - empty), 0.0), 1.0)
+        above = np.hypot(*truth["off"][:2]) <= 0.03 and 0 < truth["off"][2] < 0.1  # it has closed before it was there
+        return REGRASP_RISE * (opening < empty or (above and opening < PRESSED))
