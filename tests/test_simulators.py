@@ -240,6 +240,18 @@ def test_robosuite_expert_succeeds(lift, monkeypatch):
 
 
 @needs_robosuite
+def test_lift_expert_takes_the_faces_nearest_to_where_a_policy_turned_the_wrist(lift, monkeypatch):
+    env = blind(lift, monkeypatch)
+    env.reset(seed=0)
+    expert = env.scripted_expert(noise=0.0)
+    before = expert.steps_to_go()
+    for _ in range(16):  # about a quarter turn, where the next faces are
+        env.step(np.array([0, 0, 0, 0, 0, 0.8, 0]))
+    assert abs(env.privileged_state()["turn"][0, 2]) > 1.2
+    assert expert.steps_to_go() < before + 3 and run(env, expert)[0]
+
+
+@needs_robosuite
 @pytest.mark.parametrize("task", SLOW_TASKS)
 def test_every_robosuite_task(task, monkeypatch):
     mode, action_dim, state_dim = ROBOSUITE[task]
@@ -300,6 +312,32 @@ def test_metaworld_state_is_the_hand_and_the_gripper_only(assembly):
 
 
 @needs_metaworld
+def test_assembly_expert_goes_on_with_what_a_policy_holds_and_opens_where_it_holds_nothing(assembly, monkeypatch):
+    env = blind(assembly, monkeypatch)
+    env.reset(seed=0)
+    expert, plan = env.scripted_expert(noise=0.0), env._policy.get_action
+    beside = 0.022 * np.eye(39)[4]  # a policy that takes the wrench so far (m) beside where the shipped one does
+    with monkeypatch.context() as patch:
+        patch.setattr(env._policy, "get_action", lambda full: plan(full + beside))
+        patch.setattr(env, "_task", env._task._replace(slack=-1.0, empty=0.0, end=None))
+        while not env.privileged_state()["lifted"]:
+            env.step(expert.act())
+    assert np.hypot(*expert._truth()["off"][:2]) > 0.02  # where the shipped policy would open
+    commands, success = [], False
+    while not success and env._steps < 100:
+        action = expert.act()
+        commands.append(action[3])
+        success = env.step(action)[2]
+    assert success and not any(commands)
+
+    env.reset(seed=0)
+    env.step(np.array([0, 0, 0, -1]))
+    for _ in range(12):  # closes on nothing
+        env.step(np.zeros(4))
+    assert expert.act()[3] == 1 and run(env, expert)[0]
+
+
+@needs_metaworld
 @pytest.mark.parametrize("task", METAWORLD)
 def test_every_metaworld_task(task, monkeypatch):
     mode, action_dim = METAWORLD[task]
@@ -308,7 +346,7 @@ def test_every_metaworld_task(task, monkeypatch):
     assert env.observation_space["state"].shape == (4,) and env.max_episode_steps == 100
     first = trace(env, 1)
     assert trace(env, 2) != first and trace(env, 1) == first
-    check_expert(blind(env, monkeypatch), episodes=4, least=1 if task == "stick-pull" else 3)
+    check_expert(blind(env, monkeypatch), episodes=4, least=3)
     env.close()
 
 
@@ -317,5 +355,5 @@ def test_every_metaworld_task(task, monkeypatch):
 @pytest.mark.parametrize("task", METAWORLD)
 def test_every_metaworld_expert_in_a_hundred_episodes(task, monkeypatch):
     env = blind(metaworld.MetaWorldEnv(task, image_size=32), monkeypatch)
-    check_expert(env, episodes=100, least=35 if task == "stick-pull" else 95)  # 13 of 30 solved when measured
+    check_expert(env, episodes=100, least=88 if task == "stick-pull" else 95)  # stick-pull: 92 solved when measured
     env.close()

@@ -46,7 +46,9 @@ class LiftExpert(ArmExpert):
     def _plan(self, truth):
         cube, rotation = truth["object"]
         after = steps_to_reach(0.05, 0.01, SPEED, GAIN) + 1
-        turn = upright(truth, 0, _quarter(_yaw(rotation)))
+        # the faces' directions that the wrist reaches, and of these the nearest to where it is
+        yaws = _quarter(_yaw(rotation)) + np.array([-np.pi / 2, 0, np.pi / 2])
+        turn = min((upright(truth, 0, yaw) for yaw in yaws), key=np.linalg.norm)
         if truth["held"][0]:
             return [(0.1 * UP, turn, 0)], max(0.865 - cube[2], 0) / SPEED
         arm, steps = pick(truth, 0, cube - 0.006 * UP, turn, width=0.04)
