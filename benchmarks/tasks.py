@@ -2,6 +2,7 @@
 
     python benchmarks/tasks.py --tasks single-arm-learned-gripper robosuite-lift --methods clone hybrid --seeds 0 1 2
     python benchmarks/tasks.py --jobs 0                   trains nothing, prints the table of the runs that are there
+    python benchmarks/tasks.py --jobs 0 --curves curves   besides draws them over the steps, with matplotlib
 
 A run writes one JSON (--runs, ./benchmarks/runs) when it has ended, with the commit that it belongs to and its
 evaluations; where that file is, nothing is trained. Demos and run directories go to --output_dir (./runs/tasks); a run
@@ -17,6 +18,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -76,6 +79,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time; 0 trains nothing")
     parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks/runs", help="JSON files, one a run")
     parser.add_argument("--output_dir", type=Path, default=Path("./runs/tasks"), help="demos and run directories")
+    parser.add_argument("--curves", type=Path, help="draw every task's success over steps into PNGs in this folder")
     words = sys.argv[1:]
     own, extra = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     args = parser.parse_args(own)
@@ -86,7 +90,12 @@ def main():
                 record(task, args.output_dir)  # one after another: every method learns from the same demos
             failed = [error for error in pool.map(lambda run: train(*run, args, extra), grid) if error]
         print("\n".join(failed), file=sys.stderr)
-    print(table([json.loads(path.read_text()) for path in (file_of(args.runs, *run) for run in grid) if path.exists()]))
+    runs = [json.loads(path.read_text()) for path in (file_of(args.runs, *run) for run in grid) if path.exists()]
+    print(table(runs))
+    if args.curves:
+        args.curves.mkdir(parents=True, exist_ok=True)
+        for task in {run["task"]: None for run in runs if METHODS[run["method"]][1] == "train_hybrid.py"}:
+            draw([run for run in runs if run["task"] == task], args.curves / f"{task}.png")
 
 
 def file_of(folder, task, method, seed):
@@ -157,6 +166,34 @@ def summary(task, method, seed, out):
 def table(runs):
     """The runs as a table in Markdown."""
     return "\n".join(["| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *map(cells, runs))])
+
+
+def draw(runs, path):
+    """Success unaided over environment steps: a line for each method's mean, a band from its worst to its best seed.
+
+    A seed that stopped by itself counts with its last evaluation from there on.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method in {run["method"]: None for run in runs}:
+        curves = [run["evaluations"] for run in runs if run["method"] == method]
+        if METHODS[method][1] != "train_hybrid.py":
+            rates = [run["final"]["deterministic"] for run in runs if run["method"] == method]
+            rate = sum(solved for solved, _ in rates) / sum(episodes for _, episodes in rates)
+            axes.axhline(rate, ls=":", color="grey", label=METHODS[method][0])
+            continue
+        steps = np.linspace(0, max(curve[-1]["step"] for curve in curves), 200)
+        rates = [np.interp(steps, [e["step"] for e in c], [e["eval_success"] for e in c]) for c in curves]
+        (line,) = axes.plot(steps, np.mean(rates, 0), label=f"{METHODS[method][0]}, seeds: {len(curves)}")
+        axes.fill_between(steps, np.min(rates, 0), np.max(rates, 0), color=line.get_color(), alpha=0.2, lw=0)
+    axes.set(title=runs[0]["task"], xlabel="environment step", ylabel="solved without help", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def cells(run):

@@ -223,3 +223,15 @@ def test_a_run_of_a_task_becomes_json_and_a_row(tmp_path, monkeypatch, capsys):
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
     wanted = ["panda", "hybrid, scripted human", "3", "97 of 100 (92% to 99%)", "95 of 100", "1,500", "1,020", "1,500"]
     assert row == [*wanted, "50% of 70%", "25%", "3.0"] and len(tasks.HEAD) == len(row)
+
+
+def test_curves_of_seeds_of_unlike_length_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    evaluations = [{"step": step, "eval_success": rate} for step, rate in ((0, 0.7), (510, 0.9), (990, 1.0))]
+    run = {"task": "panda", "method": "hybrid", "final": {"deterministic": [97, 100]}}
+    runs = [run | {"evaluations": evaluations[:n]} for n in (2, 3)] + [run | {"method": "clone", "evaluations": []}]
+    tasks.draw(runs, tmp_path / "panda.png")
+    picture = imread(tmp_path / "panda.png")[..., :3]
+    assert (np.ptp(picture, axis=-1) > 0.1).mean() > 0.005  # the line and its band are coloured
