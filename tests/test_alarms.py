@@ -6,6 +6,7 @@ import torch
 
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.training import build
+from pytorch_serl.training.actor import UNKNOWN, recent_figures
 from pytorch_serl.training.alarms import Alarms, check_numbers
 from pytorch_serl.training.evaluate import Evaluation
 from pytorch_serl.utils.files import load_checkpoint
@@ -19,6 +20,7 @@ FINE = {
     "gripper_closes": 3,
     "gripper_opens": 0,
     "idle_corrections": 0.0,
+    "helped_success": 0.5,
     "false_successes": 0.1,
 }
 
@@ -38,6 +40,7 @@ def alarms(**changes):
         ("saturation", {"saturation": 0.6}),
         ("closes", {"gripper_closes": 0}),
         ("corrections", {"idle_corrections": 1.0}),
+        ("help", {"helped_success": 0.45}),
         ("classifier", {"false_successes": 0.2}),
     ],
 )
@@ -50,6 +53,15 @@ def test_one_line_each_and_again_only_after_it_was_right(name, figures, capsys):
     watch.check(3100, FINE)
     watch.check(3200, FINE | figures)
     assert capsys.readouterr().out.count("ALARM at step 3,200: ") == 1
+
+
+def test_help_counts_as_success_or_not_once_there_was_enough_of_it():
+    def episode(solved, helped):
+        return [solved, helped, 20, 1, 1, 0.0, UNKNOWN]
+
+    recent = [episode(1.0, 0)] * 8 + [episode(0.0, 7)] * 9
+    assert "helped_success" not in recent_figures(recent)
+    assert recent_figures([*recent, episode(1.0, 7)])["helped_success"] == pytest.approx(0.1)
 
 
 def test_an_alarm_where_samples_are_surely_worse_than_the_mode(capsys):

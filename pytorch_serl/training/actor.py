@@ -18,6 +18,7 @@ from pytorch_serl.training.run import CALLED_SUCCESS
 
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
+HELPED = 10  # of them with help, so many say whether help leads to success
 IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
 
 
@@ -146,13 +147,15 @@ class Actor:
 
 def recent_figures(recent: list[list[float]]) -> dict[str, float]:
     """Over the last training episodes, as `Actor.recent` has them: success with and without help, the helped shares of
-    steps and episodes, whether all corrections of one of them were the same action, once there are RECENT episodes the
-    policy's own gripper commands (of two grippers the least), and the share of the classifier's successes that
-    environment or human denied."""
+    steps and episodes, whether all corrections of one of them were the same action; once HELPED were helped, the share
+    of these that succeeded; once there are RECENT episodes, the policy's own gripper commands (of two grippers the
+    least); and the share of the classifier's successes that environment or human denied."""
     if not recent:
         return {}
     solved, helped, length, closings, openings, idle, right = np.array(recent).T
     watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
+    if (helped > 0).sum() >= HELPED:
+        watched["helped_success"] = solved[helped > 0].mean()
     if (known := right[right != UNKNOWN]).size:
         watched["false_successes"] = 1 - known.mean()
     return watched | {

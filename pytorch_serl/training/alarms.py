@@ -16,6 +16,7 @@ TEMPERATURES = 1e-3, 10.0
 ENTROPY_DISTANCE = 1.0  # nats per continuous dimension of the action
 SATURATED = 0.5  # share of sampled action entries beyond +-0.99
 FALSE_SUCCESSES = 0.1  # share of the classifier's successes that environment or human may deny
+HELPED_SUCCESS = 0.5  # share of the helped episodes that should succeed
 SETTLED = 2000  # steps (or updates) after which the entropy should have come near its target
 
 
@@ -77,6 +78,12 @@ class Alarms:
         if figures.get("idle_corrections", 0) > 0:
             wrong["corrections"] = (
                 "the human's actions of a whole episode are all the same (zero, perhaps): does the device report them?"
+            )
+        if figures.get("helped_success", 1.0) < HELPED_SUCCESS:
+            wrong["help"] = (
+                f"only {figures['helped_success']:.0%} of the episodes with help were solved: what does not lead to "
+                "success teaches little; can the human reach the goal from where he takes over, and in time (the "
+                "episode's limit, --patience)?"
             )
         if figures.get("false_successes", 0.0) > FALSE_SUCCESSES:
             wrong["classifier"] = (
