@@ -33,12 +33,13 @@ REGRASP_RISE = 0.1  # m that it rises meanwhile
 class Task(NamedTuple):
     """What sets one task apart. Efforts are Meta-World's: 1 closes, -1 opens.
 
-    `gain`: the shipped policy's, in units of action per m. `grip`: where it wants the hand, from the thing (m), with
-    `height` (m) of tolerance.
-    `legs`: its way from here, see MetaWorldExpert. `effort`: of the closed gripper; the policies' own 1 squeezes thin
-    things out of it. `fixed`: of a fixed gripper. `slack`: a closed gripper within so much of `grip` holds the thing
-    (m). `empty`: one that is less open than this holds nothing (0 where the thing is too thin to tell). `end`: the
-    site that has to reach the goal, and where it is from the thing when it does (m).
+    `gain`: the shipped policy's, in units of action per m. `grip`: where it wants the hand, from the thing (m), give
+    or take `height` above and below. `legs`: its way from here, see MetaWorldExpert. `effort`: of the closed gripper;
+    the policies' own 1 squeezes thin things out of it. `fixed`: of a fixed gripper.
+
+    Where the expert goes beyond the shipped policy: `slack`, a closed gripper so near to `grip` sideways holds the
+    thing (m; below 0 that policy judges alone); `empty`, one that is less open than this holds nothing (0 where the
+    thing is too thin to tell); `end`, the site that has to reach the goal, and its place from the thing then (m).
     """
 
     gain: float
