@@ -133,6 +133,19 @@ def test_defaults_follow_from_the_environment(changes, chosen, demos, tmp_path):
     env.close()
 
 
+@pytest.mark.parametrize("limit", [7, 70])
+def test_an_episodes_limit_reaches_the_environment_that_has_one_of_its_own(limit):
+    env = build.make_env("built-in", FIXED, {"max_episode_steps": limit})
+    env.reset(seed=0)
+    steps, over = 0, False
+    while not over:
+        *_, terminated, truncated, _ = env.step(np.zeros(6, np.float32))
+        steps, over = steps + 1, terminated or truncated
+    assert (steps, terminated, truncated) == (limit, False, True)
+    assert "max_episode_steps" not in gym.spec(build.env_id("built-in").rpartition(":")[2]).kwargs
+    env.close()
+
+
 def test_a_human_without_an_expert_is_refused(demos, tmp_path, capsys):
     line = words(demos, tmp_path, env_args=["expert=False"], env="tests.expert_env:Expert-v0", human="scripted")
     refused(train_hybrid, capsys, "--human scripted needs an environment with a scripted_expert", line)

@@ -1,7 +1,9 @@
 """From checked data to an agent, filled buffers and environments: what train_offline.py and train_hybrid.py share."""
 
 import ast
+import copy
 import importlib
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -294,8 +296,12 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
     settings = ({"setup_mode": setup_mode} if env_id(name) == ENV_NAMES["built-in"] else {}) | (settings or {})
+    made, limit, task = env_id(name), settings.get("max_episode_steps"), registered(name)
+    if limit is not None and task is not None and "max_episode_steps" in inspect.signature(task).parameters:
+        made = copy.deepcopy(gym.spec(made.rpartition(":")[2]))
+        made.kwargs["max_episode_steps"] = limit  # gym.make keeps its argument of that name from the constructor
     try:
-        return Robot(gym.make(env_id(name), **settings))
+        return Robot(gym.make(made, **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
         there_is = f"; wanted {ENV_HELP}" if _is_unknown(name, error) else ""
         raise ValueError(f"--env {name} cannot be made: {type(error).__name__}: {error}{there_is}") from error
