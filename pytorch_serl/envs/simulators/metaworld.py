@@ -329,7 +329,7 @@ class MetaWorldExpert(Expert):
         truth, task = self._truth(), self.env._task
         rise = self._rise(truth)
         thing, second = truth["object"] + task.grip, truth["second"] + task.grip
-        legs = [(rise, 0.01)] * (rise > 0) + task.legs(truth["hand"] + [0, 0, rise], thing, second, truth["goal"])
+        legs = [(rise, 0.01)] * bool(rise) + task.legs(truth["hand"] + [0, 0, rise], thing, second, truth["goal"])
         return sum(steps_to_reach(distance, within, CRUISE * UNIT, task.gain * UNIT) for distance, within in legs)
 
     def _truth(self):
