@@ -94,12 +94,16 @@ def main():
     print(table(runs))
     if args.curves:
         args.curves.mkdir(parents=True, exist_ok=True)
-        for task in {run["task"]: None for run in runs if METHODS[run["method"]][1] == "train_hybrid.py"}:
+        for task in {run["task"]: None for run in runs if is_online(run["method"])}:
             draw([run for run in runs if run["task"] == task], args.curves / f"{task}.png")
 
 
 def file_of(folder, task, method, seed):
     return folder / f"{task}_{method}_{seed}.json"
+
+
+def is_online(method):
+    return METHODS[method][1] == "train_hybrid.py"
 
 
 def demos_of(task, output_dir):
@@ -181,7 +185,7 @@ def draw(runs, path):
     axes = figure.subplots()
     for method in {run["method"]: None for run in runs}:
         curves = [run["evaluations"] for run in runs if run["method"] == method]
-        if METHODS[method][1] != "train_hybrid.py":
+        if not is_online(method):
             rates = [run["final"]["deterministic"] for run in runs if run["method"] == method]
             rate = sum(solved for solved, _ in rates) / sum(episodes for _, episodes in rates)
             axes.axhline(rate, ls=":", color="grey", label=METHODS[method][0])
@@ -197,7 +201,7 @@ def draw(runs, path):
 
 
 def cells(run):
-    online = METHODS[run["method"]][1] == "train_hybrid.py"
+    online = is_online(run["method"])
     evaluations, (solved, episodes) = run["evaluations"], run["final"]["deterministic"]
     low, high = wilson_interval(solved, episodes)
     rates = [row["eval_success"] for row in evaluations]

@@ -296,11 +296,12 @@ def make_env(name: str, setup_mode: str, settings: dict[str, Any] | None = None)
     Raises ValueError, naming the id and what went wrong in the package, when it cannot be made.
     """
     settings = ({"setup_mode": setup_mode} if env_id(name) == ENV_NAMES["built-in"] else {}) | (settings or {})
-    made, limit, task = env_id(name), settings.get("max_episode_steps"), registered(name)
-    if limit is not None and task is not None and "max_episode_steps" in inspect.signature(task).parameters:
-        made = copy.deepcopy(gym.spec(made.rpartition(":")[2]))
-        made.kwargs["max_episode_steps"] = limit  # gym.make keeps its argument of that name from the constructor
+    made: Any = env_id(name)
     try:
+        if "max_episode_steps" in settings and (task := registered(name)):
+            if "max_episode_steps" in inspect.signature(task).parameters:  # gym.make keeps its argument to itself
+                made = copy.deepcopy(gym.spec(made.rpartition(":")[2]))
+                made.kwargs["max_episode_steps"] = settings["max_episode_steps"]
         return Robot(gym.make(made, **settings))
     except Exception as error:  # the package is the user's: anything can be wrong in it
         there_is = f"; wanted {ENV_HELP}" if _is_unknown(name, error) else ""

@@ -53,12 +53,12 @@ class Task(NamedTuple):
     end: tuple[str, tuple[float, float]] | None = None
 
 
-# What is left of the shipped policies' ways: (distance, how near is enough) in m, one leg after the other. `hand` and
-# `goal` are (3,); `thing` is the hand's place at it (Task.grip), `second` the same at the other, where there is one.
+# What is left of the shipped policies' ways: (distance, how near is enough) in m, one leg after the other. All are
+# given (3,): the hand, its places at the thing (Task.grip) and at the second one, where there is one, and the goal.
 
 
-def _assembly_legs(hand, thing, second, goal):
-    wrench, peg = thing, goal + [0.12, 0, 0.14]
+def _assembly_legs(hand, wrench, second, goal):
+    peg = goal + [0.12, 0, 0.14]
     down, lift, across, onto = (0.07, 0.02), (0.16, 0.04), (_far(wrench[:2], peg[:2]), 0.02), (0.2, 0.1)
     if _far(hand[:2], wrench[:2]) > 0.02:
         return [(_far(hand, wrench + [0, 0, 0.1]), 0.02), down, lift, across, onto]
@@ -71,8 +71,8 @@ def _assembly_legs(hand, thing, second, goal):
     return [across, onto]
 
 
-def _box_legs(hand, thing, second, goal):
-    lid, box = thing, np.array([*goal[:2], 0.15])
+def _box_legs(hand, lid, second, goal):
+    box = np.array([*goal[:2], 0.15])
     across = (_far(lid[:2], box[:2]), 0.02)
     if _far(hand[:2], lid[:2]) > 0.01:
         return [(_far(hand, [*lid[:2], 0.2]), 0.01), (0.2 - lid[2], 0.05), (0.1, 0.04), across]
@@ -83,8 +83,8 @@ def _box_legs(hand, thing, second, goal):
     return [across]
 
 
-def _coffee_legs(hand, thing, second, goal):
-    mug, push = thing, (_far(thing[:2] - [0.01, 0], goal[:2]), 0.05)
+def _coffee_legs(hand, mug, second, goal):
+    push = (_far(mug[:2] - [0.01, 0], goal[:2]), 0.05)
     if _far(hand[:2], mug[:2]) > 0.06:
         return [(_far(hand, mug + [0, 0, 0.2]), 0.06), (0.15, 0.02), push]
     if abs(hand[2] - mug[2]) > 0.02:
@@ -92,9 +92,8 @@ def _coffee_legs(hand, thing, second, goal):
     return [push]
 
 
-def _stick_legs(hand, thing, second, goal):
-    stick, thermos = thing, second
-    pull = (_far(second[:2] - [-0.015, 0], goal[:2]), 0.05)
+def _stick_legs(hand, stick, thermos, goal):
+    pull = (_far(thermos[:2] - [-0.015, 0], goal[:2]), 0.05)
     aside = [(abs(stick[1] - thermos[1]), 0.02), (abs(stick[2] - thermos[2]), 0.02), (abs(stick[0] - thermos[0]), 0.04)]
     if abs(stick[0] - thermos[0]) <= 0.04:
         return [pull]
@@ -111,8 +110,8 @@ def _button_legs(hand, thing, second, goal):
     return [(max(hand[2] - thing[2] + 0.08, 0), 0.03)]
 
 
-def _drawer_legs(hand, thing, second, goal):
-    handle, pull = thing, (abs(thing[1] - goal[1]), 0.03)
+def _drawer_legs(hand, handle, second, goal):
+    pull = (abs(handle[1] - goal[1]), 0.03)
     if _far(hand[:2], handle[:2]) > 0.06:
         return [(_far(hand, handle + [0, 0, 0.3]), 0.06), (0.3, 0.04), pull]
     if abs(hand[2] - handle[2]) > 0.04:
