@@ -23,7 +23,6 @@ REPEAT = 2  # steps of Meta-World per step
 UNIT = 0.02  # m per unit of action: two steps of 0.01 m
 HAND_MID, HAND_HALF = np.array([0.0, 0.65, 0.25]), np.array([0.3, 0.3, 0.25])  # m, of the state's position
 GRASP_PENALTY = -0.02  # for each command that changes the gripper's state
-CLOSES_FROM = 0.05  # the shipped policies' effort from which on they mean to close
 LIFTED = 0.015  # m: a thing so much higher than at the start is in the air
 HELD = {True: 0.07, False: 0.055}  # m: a thing that is held is at most so far below its place, in the air or not
 PRESSED, CLOSED, OPENED = 0.5, 0.6, 0.9  # openings: pressing on a thing from above; holding one; free to close again
@@ -35,7 +34,8 @@ class Task(NamedTuple):
 
     `gain`: the shipped policy's, in units of action per m. `grip`: where it wants the hand, from the thing (m), give
     or take `height` above and below. `legs`: its way from here, see MetaWorldExpert. `effort`: of the closed gripper;
-    the policies' own 1 squeezes thin things out of it. `fixed`: of a fixed gripper.
+    the policies' own 1 squeezes thin things out of it. `closes_from`: the shipped policy's effort from which on it
+    means to close; box-close's closes by half all the way down. `fixed`: of a fixed gripper.
 
     Where the expert goes beyond the shipped policy: `slack`, a closed gripper so near to `grip` sideways holds the
     thing (m; below 0 that policy judges alone); `empty`, one that is less open than this holds nothing (0 where the
@@ -46,6 +46,7 @@ class Task(NamedTuple):
     grip: tuple[float, float, float]
     legs: Callable
     effort: float = 1.0
+    closes_from: float = 0.05
     fixed: float | None = None
     slack: float = -1.0
     height: float = 0.0
@@ -75,7 +76,7 @@ def _box_legs(hand, lid, second, goal):
     box = np.array([*goal[:2], 0.15])
     across = (_far(lid[:2], box[:2]), 0.02)
     if _far(hand[:2], lid[:2]) > 0.01:
-        return [(_far(hand, [*lid[:2], 0.2]), 0.01), (0.2 - lid[2], 0.05), (0.1, 0.04), across]
+        return [(_far(hand, [*lid[:2], 0.2]), 0.01), (0.165, 0.05), (0.1, 0.04), across]  # it falls to the table first
     if abs(hand[2] - lid[2]) > 0.05:
         return [(abs(hand[2] - lid[2]), 0.05), (0.1, 0.04), across]
     if abs(hand[2] - box[2]) > 0.04:
@@ -128,7 +129,7 @@ TASKS = {
     "assembly": Task(
         10, (-0.02, 0, 0), _assembly_legs, effort=0.6, slack=0.04, height=0.045, empty=0.4, end=("RoundNut", (-0.14, 0))
     ),
-    "box-close": Task(25, (0, 0, 0.02), _box_legs, effort=0.5, slack=0.015, height=0.045),
+    "box-close": Task(25, (0, 0, 0.02), _box_legs, closes_from=0.75, slack=0.015, height=0.045),
     "coffee-push": Task(10, (0.01, 0, 0.05), _coffee_legs, effort=0.5),
     "stick-pull": Task(25, (-0.015, 0, 0.03), _stick_legs, effort=0.7, slack=0.04, height=0.015, empty=0.32),
     "button-press-topdown": Task(25, (0, 0, 0), _button_legs, fixed=1.0),
@@ -320,7 +321,7 @@ class MetaWorldExpert(Expert):
         move = np.clip(move, -1, 1)
         if not self.env.learned_gripper:
             return move.astype(np.float32)
-        close = wanted[3] > CLOSES_FROM and not rise
+        close = wanted[3] > self.env._task.closes_from and not rise
         return np.append(move, 0 if close != truth["open"] else 1 - 2 * close).astype(np.float32)
 
     def steps_to_go(self):
