@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.networks.augment import crop_offsets, random_crop
-from pytorch_serl.networks.classifier import RewardClassifier
-from pytorch_serl.networks.resnet import FEATURE_SHAPE
+from pytorch_serl.networks.classifier import SETTINGS, RewardClassifier
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.backbone import find_backbone, save_backbone
@@ -82,14 +81,14 @@ def parse_args(argv=None):
     train.add_argument("--batch_size", type=int, default=64, help="frames, half of each class (even; original: 256)")
     train.add_argument("--num_epochs", type=int, default=150, help="passes over the larger class of training frames")
     train.add_argument(
-        "--patience", type=int, default=20, help="stop after so many epochs without a better val/scaled_loss"
+        "--patience", type=int, default=10, help="stop after so many epochs without a better val/scaled_loss"
     )
-    train.add_argument("--lr", type=float, default=1e-4, help="Adam's; 1e-4 in the original's code, 3e-4 in the paper")
+    train.add_argument("--lr", type=float, default=3e-4, help="Adam's; 1e-4 in the original's code, 3e-4 in the paper")
     train.add_argument("--dropout", type=float, default=0.1, help="rate (original: 0.1)")
     train.add_argument(
         "--crop_views",
         type=int,
-        default=4,
+        default=2,
         help="frozen backbone: crops of each frame whose features are computed once, the frame as it is included",
     )
     train.add_argument(
@@ -138,7 +137,7 @@ class Part:
     images: dict[str, np.ndarray]  # all frames, camera -> uint8 (all, H, W, 3)
     rows: np.ndarray
     labels: np.ndarray
-    maps: dict[str, torch.Tensor] | None = None  # camera -> (views, N, 512, 16); None with a trained backbone
+    maps: dict[str, torch.Tensor] | None = None  # camera -> (views, N, *feature_shape); None with a trained backbone
 
     def load(self, index, device):
         """Images of the part's frames `index` (an array or a slice) on the device."""
@@ -152,7 +151,8 @@ def add_frozen_features(classifier, part, views):
     Several views are kept in float16, a single one (validation) in float32.
     """
     dtype, rows, device = torch.float32 if views == 1 else torch.float16, len(part.rows), classifier.device
-    part.maps = {k: torch.empty(views, rows, *FEATURE_SHAPE, dtype=dtype, device=device) for k in part.images}
+    shape = (views, rows, *classifier.feature_shape)
+    part.maps = {k: torch.empty(shape, dtype=dtype, device=device) for k in part.images}
     chunks = [(view, slice(start, start + CHUNK)) for view in range(views) for start in range(0, rows, CHUNK)]
     for view, chunk in tqdm(chunks, desc="frozen features", unit="batch"):
         images = part.load(chunk, device)
@@ -175,7 +175,7 @@ def balanced_batches(labels, batch_size):
 
 
 def train_step(classifier, optimizer, batch):
-    """One gradient step on `maps` (B, 512, 16) or `images` (B, H, W, 3) per camera and `targets` (B,)."""
+    """One gradient step on `maps` (B, *feature_shape) or `images` (B, H, W, 3) per camera and `targets` (B,)."""
     parameters, targets = classifier.trainable_parameters(), batch["targets"]
     if "maps" in batch:
         logits = classifier.logits({k: x.float() for k, x in batch["maps"].items()})
@@ -201,8 +201,7 @@ def shared_step(classifier, optimizer):
 def make_shared_step(state, device):
     """`shared_step` in the other processes, from the first one's state."""
     content = state["classifier"]
-    settings = {key: content[key] for key in ("image_keys", "dropout", "trainable_backbone")}
-    classifier = RewardClassifier(**settings, device=device)
+    classifier = RewardClassifier(**{key: content[key] for key in SETTINGS}, device=device)
     classifier.load_checkpoint(content)
     optimizer = make_adam(classifier.trainable_parameters(), lr=0.0)  # the state brings its own
     optimizer.load_state_dict(state["optimizer"])

@@ -165,14 +165,16 @@ def test_other_image_size_warns_once(classifier):
         classifier.predict_success({"image": picture(np.random.default_rng(0), 1)})
 
 
-def test_feature_path_equals_image_path():
+@pytest.mark.parametrize("local, shape, encoding", [(True, (128, 16, 16), 256), (False, (512, 16), 512)])
+def test_feature_path_equals_image_path(local, shape, encoding):
     torch.manual_seed(0)
-    model = RewardClassifier(["image", "wrist"], device="cpu").eval()
+    model = RewardClassifier(["image", "wrist"], local=local, device="cpu").eval()
+    assert model.feature_shape == shape
     images = tensors(batch(np.random.default_rng(0), [1, 0, 1], ("image", "wrist")))
     features = model.features(images)
-    assert all(maps.shape == (3, 512, 16) and not maps.requires_grad for maps in features.values())
+    assert all(maps.shape == (3, *model.feature_shape) and not maps.requires_grad for maps in features.values())
     assert torch.equal(model.logits(features), model(images)) and model(images).shape == (3,)
-    assert model.encode(features).shape == (3, 512)
+    assert model.encode(features).shape == (3, encoding)
     swapped = model({"image": images["wrist"], "wrist": images["image"]})
     assert not torch.allclose(swapped, model(images))  # each camera has its own head
     assert not torch.equal(model.train().logits(features), model.logits(features))  # dropout
@@ -200,6 +202,52 @@ def test_save_and_load_are_bit_equal(classifier, tmp_path):
     other.load(tmp_path / "c.pt")
     assert (other.predict_success(obs)[0] == classifier.predict_success(obs)[0]).all()
     assert torch.equal(shared.conv_init.weight, before)  # an agent may be using it
+
+
+def test_the_file_decides_which_heads(classifier, tmp_path):
+    """Files from before there were local ones, and the original's classifiers, look at the last map."""
+    obs = batch(np.random.default_rng(0), [1, 0])
+    original = RewardClassifier(["image"], local=False, device="cpu")
+    content = original.checkpoint()
+    del content["local"]
+    torch.save(content, tmp_path / "old.pt")
+    copies = [RewardClassifier.from_checkpoint(tmp_path / "old.pt", "cpu"), RewardClassifier(["image"], device="cpu")]
+    copies[1].load(tmp_path / "old.pt")
+    for copy in copies:
+        assert not copy.local and (copy.predict_success(obs)[0] == original.predict_success(obs)[0]).all()
+    assert classifier.local
+    weights = {k: v for k, v in content["weights"].items() if k != "dense.bias"}
+    torch.save(content | {"weights": weights}, tmp_path / "bad.pt")
+    before = classifier.predict_success(obs)[0]
+    with pytest.raises(ValueError, match="dense.bias is absent, here"):
+        classifier.load(tmp_path / "bad.pt")
+    assert classifier.local and (classifier.predict_success(obs)[0] == before).all()
+
+
+def test_local_heads_see_what_is_small_and_anywhere():
+    """A square that may lie anywhere has a hole of three pixels, or a wider one; 40 of each are learned.
+
+    The original's heads still guess after so many steps: 0.5.
+    """
+    rng, labels = np.random.default_rng(0), torch.arange(140) % 2
+    frames = rng.integers(0, 60, (140, 64, 64, 3), dtype=np.uint8)
+    for frame, label in zip(frames, labels):
+        x, y = rng.integers(4, 44, 2)
+        frame[y : y + 16, x : x + 16] = (230, 60, 30)
+        hole = slice(6, 9) if label else slice(5, 10)
+        frame[y : y + 16, x : x + 16][hole, hole] = 30
+    torch.manual_seed(0)
+    model = RewardClassifier(["image"], dropout=0.0, device="cpu")
+    features = model.features({"image": torch.from_numpy(frames)})["image"]
+    optimizer = torch.optim.Adam(model.trainable_parameters(), lr=1e-3)
+    for _ in range(30):
+        logits = model.logits({"image": features[:80]})
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[:80].float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = (model.logits({"image": features[80:]}) > 0) == labels[80:]
+    assert right.float().mean() > 0.95
 
 
 def test_load_refuses_whole_and_names_the_mismatch(classifier, tmp_path):
@@ -529,7 +577,7 @@ def test_training_sees_crops_of_balanced_batches():
     part = train_classifier.Part(images, np.array([1]), np.array([0]))
     train_classifier.add_frozen_features(model, part, 3)
     maps = part.maps["image"].float()
-    assert maps.shape == (3, 1, 512, 16)
+    assert maps.shape == (3, 1, *model.feature_shape)
     own = model.features({"image": torch.from_numpy(images["image"][1:])})["image"]
     torch.testing.assert_close(maps[0], own, atol=1e-2, rtol=1e-3)  # float16
     crops = [

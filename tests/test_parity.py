@@ -160,7 +160,7 @@ def test_agent_initialisation(case):
 
 def test_classifier_initialisation():
     torch.manual_seed(0)
-    classifier = RewardClassifier(["image"], device="cpu")
+    classifier = RewardClassifier(["image"], local=False, device="cpu")
     stats = json.loads((GOLDENS / "init_stats_classifier_1cam.json").read_text())
     check_init(stats, classifier_table(classifier, {}), classifier.state_dict())
 
@@ -217,7 +217,7 @@ def test_trainable_backbone_per_camera():
 
 
 def test_classifier_with_two_cameras():
-    classifier = RewardClassifier(("wrist_1", "side"), device="cpu")
+    classifier = RewardClassifier(("wrist_1", "side"), local=False, device="cpu")
     shared = classifier.backbone
     before = shared.conv_init.weight.clone()
     params = made_up(classifier_table(classifier, {}), {k: tuple(v.shape) for k, v in classifier.state_dict().items()})

@@ -126,12 +126,15 @@ def classifier_table(classifier: RewardClassifier, params: dict[str, np.ndarray]
 def load_hil_serl_classifier(classifier: RewardClassifier, params: dict[str, Any]) -> None:
     """Replace every parameter of `classifier` by the original's `classifier.params`, flat or nested.
 
+    Its heads become the original's kind.
+
     Raises ValueError that lists every missing, unknown or misshapen entry; then nothing is loaded.
     """
     flat = flatten(params)
-    shapes = {name: tuple(v.shape) for name, v in classifier.state_dict().items()}
-    state, problems = translate(flat, classifier_table(classifier, flat), shapes)
-    if problems:
-        raise ValueError("these HIL-SERL parameters do not fit this classifier: " + "; ".join(problems))
+    with classifier.heads_of(local=False):
+        shapes = {name: tuple(v.shape) for name, v in classifier.state_dict().items()}
+        state, problems = translate(flat, classifier_table(classifier, flat), shapes)
+        if problems:
+            raise ValueError("these HIL-SERL parameters do not fit this classifier: " + "; ".join(problems))
     classifier.backbone = copy.deepcopy(classifier.backbone)  # an agent may share the one that was passed in
     classifier.load_state_dict(state)

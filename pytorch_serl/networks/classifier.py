@@ -1,14 +1,16 @@
 """Reward classifier: camera frames in, probability of success out.
 
-A frame's way: uint8 (B, H, W, 3) -> one ResNet-10 for all cameras -> (B, 512, 16) -> per camera `ImageHead`
--> (B, 256) -> concatenated -> Dense 256, dropout, LayerNorm, ReLU, Dense 1 -> logit.
+A frame's way: uint8 (B, H, W, 3) -> one ResNet-10 for all cameras, up to its second block -> (B, 128, 16, 16) -> per
+camera `LocalHead` -> (B, 128) -> concatenated -> Dense 256, dropout, LayerNorm, ReLU, Dense 1 -> logit.
+In the original, all blocks -> (B, 512, 16) -> per camera `ImageHead` -> (B, 256), the rest as here.
 Reference: HIL-SERL (arXiv 2410.21845) networks/reward_classifier.py.
 """
 
 import copy
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, variance_scaling_
-from pytorch_serl.networks.resnet import BOTTLENECK_DIM, ImageHead, ResNet10, check_image_keys
+from pytorch_serl.networks.resnet import (
+    BOTTLENECK_DIM,
+    FEATURE_SHAPE,
+    LOCAL_SHAPE,
+    ImageHead,
+    LocalHead,
+    ResNet10,
+    check_image_keys,
+)
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.device import DEVICE
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
 HIDDEN_DIM = 256
+SETTINGS = ("image_keys", "dropout", "trainable_backbone", "local")  # of a checkpoint: what rebuilds the classifier
 Tensors = dict[str, torch.Tensor]
 
 
@@ -42,6 +53,8 @@ class RewardClassifier(nn.Module):
             can share it), a trainable one is copied first.
         dropout: rate, on the pooled features and in the last layers; acts in `train()` mode only.
         trainable_backbone: train the ResNet-10 too. There is still one for all cameras.
+        local: look at the second block's map, place by place; else at the last one, as the original does, and as
+            agents do, for whom a trained backbone may be meant. Default: with a frozen backbone.
         device: where everything lives; default `DEVICE`.
 
     `threshold` is the probability above which `predict_success` says success. It, `image_shapes` (camera -> (H, W) seen
@@ -55,6 +68,7 @@ class RewardClassifier(nn.Module):
         backbone: ResNet10 | None = None,
         dropout: float = 0.1,
         trainable_backbone: bool = False,
+        local: bool | None = None,
         device: torch.device | str | None = None,
     ):
         super().__init__()
@@ -74,11 +88,28 @@ class RewardClassifier(nn.Module):
         elif trainable_backbone:
             backbone = copy.deepcopy(backbone)
         self.backbone = backbone.requires_grad_(trainable_backbone)
-        self.heads = nn.ModuleDict({key: ImageHead(dropout) for key in self.image_keys})
-        self.dense = _lecun_dense(BOTTLENECK_DIM * len(self.image_keys), HIDDEN_DIM)
+        self._add_heads(not trainable_backbone if local is None else bool(local))
         self.norm = nn.LayerNorm(HIDDEN_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.out = _lecun_dense(HIDDEN_DIM, 1)
         self.to(self.device)
+
+    def _add_heads(self, local: bool) -> None:
+        head, dim = (LocalHead, 2 * LocalHead.DIM) if local else (ImageHead, BOTTLENECK_DIM)
+        self.local = local
+        self.heads = nn.ModuleDict({key: head(self.dropout) for key in self.image_keys}).to(self.device)
+        self.dense = _lecun_dense(dim * len(self.image_keys), HIDDEN_DIM).to(self.device)
+
+    @contextmanager
+    def heads_of(self, local: bool) -> Iterator[None]:
+        """New heads of the other kind, if they are, unless what follows fails."""
+        before = self.local, self.heads, self.dense
+        if local != self.local:
+            self._add_heads(local)
+        try:
+            yield
+        except BaseException:
+            self.local, self.heads, self.dense = before
+            raise
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimiser gets: everything but a frozen backbone."""
@@ -86,19 +117,28 @@ class RewardClassifier(nn.Module):
 
     # ---------------------------------------------------------------- from image to logit
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one camera's `features`: (128, 16, 16), or the last block's (512, 16)."""
+        return LOCAL_SHAPE if self.local else FEATURE_SHAPE
+
     def features(self, images: Tensors) -> Tensors:
-        """uint8 images (B, H, W, 3) per camera -> feature maps (B, 512, 16); no gradient into a frozen backbone."""
+        """uint8 images (B, H, W, 3) per camera -> maps (B, *feature_shape); no gradient into a frozen backbone."""
+        see = self.backbone.local if self.local else self.backbone
         with torch.set_grad_enabled(self.trainable_backbone and torch.is_grad_enabled()):
-            return {key: self.backbone(images[key]) for key in self.image_keys}
+            return {key: see(images[key]) for key in self.image_keys}
 
     def encode(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
-        """Feature maps (B, 512, 16) per camera -> encoding (B, 256 * cameras); `dropout` None: as the mode says."""
+        """Maps (B, *feature_shape) per camera -> encoding (B, 128 * cameras), the original's (B, 256 * cameras).
+
+        `dropout` None: as the mode says.
+        """
         dropout = self.training if dropout is None else dropout
         heads = [(self.heads[key], features[key]) for key in self.image_keys]
         return torch.cat([head(head.pool(maps), dropout) for head, maps in heads], -1)
 
     def logits(self, features: Tensors, dropout: bool | None = None) -> torch.Tensor:
-        """Feature maps (B, 512, 16) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
+        """Maps (B, *feature_shape) per camera -> logits (B,). A frozen backbone's maps need computing only once."""
         dropout = self.training if dropout is None else dropout
         x = F.dropout(self.dense(self.encode(features, dropout)), self.dropout, dropout)  # (B, 256)
         return self.out(F.relu(self.norm(x))).squeeze(-1)
@@ -172,6 +212,7 @@ class RewardClassifier(nn.Module):
             "image_keys": self.image_keys,
             "dropout": self.dropout,
             "trainable_backbone": self.trainable_backbone,
+            "local": self.local,
             "threshold": float(self.threshold),
             "image_shapes": {key: [int(n) for n in shape] for key, shape in self.image_shapes.items()},
             "validation": self.validation,
@@ -183,8 +224,19 @@ class RewardClassifier(nn.Module):
         return content
 
     def load_checkpoint(self, content: dict[str, Any], source: str = "checkpoint") -> None:
-        """Take over a `checkpoint()`. Raises ValueError naming what does not fit; nothing is loaded in part."""
+        """Take over a `checkpoint()`, with its kind of heads.
+
+        Raises ValueError naming what does not fit; nothing is loaded in part.
+        """
         content = _classifier_part(content, source)
+        with self.heads_of(content["local"]):
+            weights = self._fitting_weights(content, source)
+        self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
+        load_into(self, weights)
+        self.threshold, self.validation = content["threshold"], content["validation"]
+        self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
+
+    def _fitting_weights(self, content: dict[str, Any], source: str) -> Tensors:
         weights, wrong = content["weights"], []
         if "backbone_sha256" in content:
             named = named_state(content["backbone_sha256"], source)
@@ -201,10 +253,7 @@ class RewardClassifier(nn.Module):
         if wrong:
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise ValueError(f"{source} does not fit this classifier: " + "; ".join(wrong[:8]) + more)
-        self.backbone = copy.deepcopy(self.backbone)  # an agent may share the one that was passed in
-        load_into(self, weights)
-        self.threshold, self.validation = content["threshold"], content["validation"]
-        self.image_shapes = {key: tuple(shape) for key, shape in content["image_shapes"].items()}
+        return weights
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `checkpoint()` to `path`, atomically."""
@@ -218,8 +267,7 @@ class RewardClassifier(nn.Module):
     def from_checkpoint(cls, path: str | os.PathLike, device: torch.device | str | None = None) -> "RewardClassifier":
         """The classifier that `path` holds, in `eval()` mode. Raises ValueError for any other file."""
         content = _classifier_part(load_checkpoint(path), str(path))
-        settings = {key: content[key] for key in ("image_keys", "dropout", "trainable_backbone")}
-        classifier = cls(**settings, device=device)
+        classifier = cls(**{key: content[key] for key in SETTINGS}, device=device)
         classifier.load_checkpoint(content, str(path))
         return classifier.eval()
 
@@ -227,7 +275,9 @@ class RewardClassifier(nn.Module):
 def _classifier_part(content: dict[str, Any], source: str) -> dict[str, Any]:
     """The classifier in what a file holds: train_classifier.py's last.pt wraps it together with the optimiser."""
     content = content.get("classifier", content)
-    wanted = {"image_keys", "dropout", "trainable_backbone", "threshold", "image_shapes", "validation", "weights"}
+    if isinstance(content, dict):
+        content = {"local": False} | content  # as all were, before there were local ones
+    wanted = {*SETTINGS, "threshold", "image_shapes", "validation", "weights"}
     if not isinstance(content, dict) or content.get("kind") != "RewardClassifier" or wanted - content.keys():
         raise ValueError(f"{source}: not a reward classifier of this project (it has {sorted(map(str, content))[:6]})")
     kinds = {"image_keys": list, "threshold": (int, float), "image_shapes": dict, "weights": dict}

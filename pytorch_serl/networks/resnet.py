@@ -16,7 +16,8 @@ from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FEATURE_SHAPE = (512, 16)  # channels, 4 x 4 positions
+FEATURE_SHAPE = (512, 16)  # channels, 4 x 4 positions: after the last block
+LOCAL_SHAPE = (128, 16, 16)  # channels, rows, columns: after the second
 BOTTLENECK_DIM, STATE_EMBEDDING_DIM = 256, 64
 
 
@@ -77,12 +78,12 @@ class ResNet10(nn.Module):
         """uint8 (B, H, W, 3) in 0..255 -> float32 (B, 3, 128, 128), resized with antialias, ImageNet-normalised."""
         return (resized(images) / 255.0 - self.mean) / self.std
 
-    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Every intermediate map: conv_init, norm_init (before ReLU), then the four blocks; last is (B, 512, 4, 4)."""
+    def stages(self, images: torch.Tensor, blocks: int = 4) -> list[torch.Tensor]:
+        """Every intermediate map: conv_init, norm_init (before ReLU), then the blocks; last is (B, 512, 4, 4)."""
         outputs = [self.conv_init(self.preprocess(images))]  # (B, 64, 64, 64)
         outputs.append(self.norm_init(outputs[-1]))
         x = F.relu(F.max_pool2d(_pad_same(outputs[-1]), 3, 2))  # (B, 64, 32, 32); ReLU keeps order, and costs less here
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             x = block(x)
             outputs.append(x)
         return outputs
@@ -90,6 +91,10 @@ class ResNet10(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> feature map (B, 512, 16), position = 4 * row + column."""
         return self.stages(images)[-1].flatten(2)
+
+    def local(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> the second block's map (B, 128, 16, 16), 8 pixels to a place."""
+        return self.stages(images, blocks=2)[-1]
 
 
 def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
@@ -138,6 +143,40 @@ class ImageHead(nn.Module):
             pooled = fast_dropout(pooled, self.dropout)
         dense = torch.addmm(self.bottleneck.bias[:, None], self.bottleneck.weight, pooled.T)  # (256, B), as pooled lies
         return torch.tanh(self.norm(dense.T))
+
+
+class LocalHead(nn.Module):
+    """Three convolutions that look for the same things at every place, then each channel's largest and mean answer.
+
+    What decides is often small: whether a peg's shoulder touches the rim of its hole is a matter of a pixel or two. The
+    map after the second block still has that, and one set of weights for all its places learns it from every scene,
+    where `ImageHead` has other weights for each place and sees few scenes there. Two more channels say where a place
+    is (CoordConv, arXiv 1807.03247), for what counts at one place only.
+    """
+
+    DIM = 64
+
+    def __init__(self, dropout: float = 0.1):
+        super().__init__()
+        channels, rows, columns = LOCAL_SHAPE
+        widths = (channels + 2, self.DIM, self.DIM, self.DIM)
+        self.convs = nn.ModuleList(_conv(widths[i], widths[i + 1], k, 1, k // 2) for i, k in enumerate((1, 3, 3)))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, self.DIM, eps=1e-5, dtype=torch.float32) for _ in self.convs)
+        axes = (torch.linspace(-1, 1, n, dtype=torch.float32) for n in (rows, columns))
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (2, 16, 16)
+        self.register_buffer("places", places, persistent=False)
+        self.dropout = dropout
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """(B, 128, 16, 16) -> (B, 128): the largest answers, then the mean ones."""
+        x = torch.cat([maps, self.places.expand(len(maps), -1, -1, -1)], 1)
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(norm(conv(x)))
+        return torch.cat([x.amax((2, 3)), x.mean((2, 3))], -1)
+
+    def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
+        """(B, 128) -> (B, 128). Dropout acts only where the caller asks."""
+        return F.dropout(pooled, self.dropout, dropout)
 
 
 def check_image_keys(image_keys: Iterable[str]) -> list[str]:
