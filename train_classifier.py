@@ -95,8 +95,8 @@ def parse_args(argv=None):
         "--max_fpr",
         type=float,
         default=0.01,
-        help="the threshold saved is the lowest from 0.5 on at which at most this share of the validation failures is "
-        "called a success",
+        help="the threshold saved is the lowest from 0.5 on that the validation failures let expect to call at most "
+        "this share of other failures a success",
     )
     back = parser.add_argument_group("backbone")
     back.add_argument(

@@ -21,7 +21,6 @@ import train_classifier  # noqa: E402
 from pytorch_serl.agents import base  # noqa: E402
 from pytorch_serl.agents.sac import SACAgent  # noqa: E402
 from pytorch_serl.networks.classifier import RewardClassifier  # noqa: E402
-from pytorch_serl.networks.resnet import FEATURE_SHAPE  # noqa: E402
 from pytorch_serl.scaling import torchrun  # noqa: E402
 from pytorch_serl.training.run import run_script  # noqa: E402
 from pytorch_serl.utils.device import make_adam  # noqa: E402
@@ -124,7 +123,7 @@ def run_classifier(name):
         if frames:
             inputs = {"images": {"image": torch.from_numpy(rng.integers(0, 256, (BATCH, 40, 40, 3), np.uint8))}}
         else:
-            maps = rng.standard_normal((BATCH, *FEATURE_SHAPE), np.float32)
+            maps = rng.standard_normal((BATCH, *classifier.feature_shape), np.float32)
             inputs = {"maps": {"image": torch.from_numpy(maps).relu().half()}}
         info = step(inputs | {"targets": targets})
     step.check()

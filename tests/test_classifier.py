@@ -281,10 +281,17 @@ def test_threshold_keeps_the_false_positive_rate():
         threshold = choose_threshold(prob, labels, limit)
         assert confusion(prob, labels, threshold)["false_positive_rate"] <= limit and threshold >= 0.5
         if threshold > 0.5:  # the lowest such: just below, another failure passes
-            lower = prob[prob < threshold].max() - 1e-12
-            assert confusion(prob, labels, lower)["false_positive_rate"] > limit
+            lower = confusion(prob, labels, prob[prob < threshold].max() - 1e-12)
+            assert (lower["false_positives"] + 1) / ((labels == 0).sum() + 1) > limit
     assert choose_threshold(np.array([0.1, 0.9]), np.array([0, 1]), 0.0) == 0.5
     assert choose_threshold(np.array([0.9, 0.7, 0.8]), np.array([0, 1, 1]), 0.0) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("frames, limit", [(160, 0.01), (250, 0.02), (99, 0.01)])
+def test_threshold_keeps_the_rate_on_frames_it_has_not_seen(frames, limit):
+    rng, labels = np.random.default_rng(0), np.zeros(frames, np.int64)
+    passing = [1 - choose_threshold(rng.random(frames), labels, limit) for _ in range(2000)]  # of all such failures
+    assert limit / 4 < np.mean(passing) < limit
 
 
 def test_figures_by_hand():

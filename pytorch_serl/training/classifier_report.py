@@ -13,17 +13,19 @@ SHEET_COLUMNS = 4  # frames per kind of mistake in the contact sheet
 
 
 def choose_threshold(prob: np.ndarray, labels: np.ndarray, max_fpr: float, lowest: float = 0.5) -> float:
-    """The lowest threshold from `lowest` on at which at most `max_fpr` of the failure frames are called a success.
+    """The lowest threshold from `lowest` on above which at most `max_fpr` of unseen failures are expected.
 
     A false success ends the robot's episode with a reward that it did not earn, and the policy learns to seek it; a
-    missed success costs a few steps. Above `lowest` the threshold lies halfway to the next higher probability, so
-    that rounding does not decide.
+    missed success costs a few steps. One more failure, drawn as these n were, is above the k-th largest of them with
+    chance k / (n + 1) (the rank argument of conformal prediction, Vovk et al. 2005): k - 1 of them may pass, not
+    `max_fpr` * n, and none where n is below 1 / `max_fpr`. Above `lowest` the threshold lies halfway to the next higher
+    probability, so that rounding does not decide.
 
     Args:
         prob: (N,) predicted probability of success. labels: (N,) 1 success, 0 failure.
     """
     failures = np.sort(prob[labels == 0])[::-1]
-    allowed = int(max_fpr * len(failures))  # false positives that may remain
+    allowed = max(0, int(max_fpr * (len(failures) + 1)) - 1)  # false positives that may remain
     if allowed >= len(failures) or failures[allowed] <= lowest:
         return lowest
     above = prob[prob > failures[allowed]]
@@ -123,10 +125,10 @@ def describe(report: dict[str, Any]) -> str:
             f"  warning: to keep false positives at {report['max_fpr']:.1%} the threshold misses most successes; "
             "record more failure frames that look like success, or use better features (--backbone, --train_backbone)"
         )
-    if report["failure_frames"] * report["max_fpr"] < 1:
+    if (report["failure_frames"] + 1) * report["max_fpr"] < 1:
         lines.append(
             f"  note: {report['failure_frames']} failure frames cannot show a rate of {report['max_fpr']:.1%}; hold "
-            f"back at least {int(np.ceil(1 / report['max_fpr'])) if report['max_fpr'] else 'many more'}"
+            f"back at least {int(np.ceil(1 / report['max_fpr'])) - 1 if report['max_fpr'] else 'many more'}"
         )
     return "\n".join(lines)
 
