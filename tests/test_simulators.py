@@ -93,18 +93,22 @@ def blind(env, monkeypatch):
 
 
 def check_expert(env, episodes, least, noise=0.1):
-    """The expert solves his share, his estimate falls to the end, his actions suit a tanh policy."""
-    expert, solved = env.scripted_expert(noise=noise, seed=0), 0
+    """The expert solves his share, his estimate falls to the end, his actions suit a tanh policy.
+
+    How long it takes he knows at the start but where something slips out of the hand on the way (1 in 20 at most).
+    """
+    expert, solved, foreseen = env.scripted_expert(noise=noise, seed=0), 0, 0
     for seed in range(2_000_000, 2_000_000 + episodes):
         env.reset(seed=seed)
         success, steps, penalty, estimates = run(env, expert)
         solved += success
         if success:
-            assert estimates[0] > 0.4 * steps and min(estimates[-3:]) < 0.35 * estimates[0], (seed, estimates)
+            foreseen += estimates[0] > 0.4 * steps
+            assert min(estimates[-3:]) < 0.35 * estimates[0], (seed, estimates)
     action = expert.act()
     assert action.dtype == np.float32 and env.action_space.contains(action)
-    print(f"{solved} of {episodes} solved")
-    assert solved >= least
+    print(f"{solved} of {episodes} solved, {foreseen} as long as foreseen")
+    assert solved >= least and foreseen >= 0.95 * solved
 
 
 # Without the simulators
