@@ -14,6 +14,7 @@ gradient step an epoch; here an epoch is one pass over the larger class of the t
 
 import copy
 import math
+import shlex
 import sys
 import time
 import zlib
@@ -452,6 +453,7 @@ def run(args):
     if text := describe_course(logger.series("train/loss")[1], logger.series("val/loss")[1], progress["best_epoch"]):
         print(text)
     print(f"best classifier: {out / BEST} (epoch {progress['best_epoch']}, threshold {best.threshold:.4f})")
+    print(f"to reward by it: train_hybrid.py ... --reward classifier --classifier_ckpt {shlex.quote(str(out / BEST))}")
 
 
 if __name__ == "__main__":

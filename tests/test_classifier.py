@@ -461,6 +461,7 @@ def test_script_as_in_the_readme(data, tmp_path):
     report = json.loads((out / "validation.json").read_text())
     assert report["at_threshold"]["accuracy"] == 1.0 and report["auc"] == 1.0
     assert "computed once" in done.stdout and "best classifier: classifier_ckpt/best.pt" in done.stdout
+    assert done.stdout.rstrip().endswith("--reward classifier --classifier_ckpt classifier_ckpt/best.pt")
     model = RewardClassifier.from_checkpoint(out / "best.pt", "cpu")
     assert model.validation == report and model.image_shapes == {"image": (SIZE, SIZE)}
     assert model.threshold == report["at_threshold"]["threshold"]
