@@ -96,8 +96,8 @@ def parse_args(argv=None):
         "--max_fpr",
         type=float,
         default=0.01,
-        help="the threshold saved is the lowest from 0.5 on that the validation failures let expect to call at most "
-        "this share of other failures a success",
+        help="the threshold saved is one that the validation failures let expect to call at most this share of other "
+        "failures a success; it is as high as 97 %% of the validation successes allow, or higher where it has to be",
     )
     back = parser.add_argument_group("backbone")
     back.add_argument(

@@ -273,25 +273,34 @@ def test_image_keys_are_checked(keys):
 # ---------------------------------------------------------------- the report
 
 
-def test_threshold_keeps_the_false_positive_rate():
+@pytest.mark.parametrize("apart", [1.0, 3.0, 8.0, 100.0])
+@pytest.mark.parametrize("limit", [0.0, 0.01, 0.05, 0.5])
+def test_threshold_is_the_highest_that_enough_successes_pass_unless_failures_want_more(apart, limit):
     rng = np.random.default_rng(0)
     labels = (rng.random(400) < 0.4).astype(np.int64)
-    prob = 1 / (1 + np.exp(-(rng.normal(size=400) * 2 + 3 * labels - 1)))
-    for limit in (0.0, 0.01, 0.05, 0.5):
-        threshold = choose_threshold(prob, labels, limit)
-        assert confusion(prob, labels, threshold)["false_positive_rate"] <= limit and threshold >= 0.5
-        if threshold > 0.5:  # the lowest such: just below, another failure passes
-            lower = confusion(prob, labels, prob[prob < threshold].max() - 1e-12)
-            assert (lower["false_positives"] + 1) / ((labels == 0).sum() + 1) > limit
-    assert choose_threshold(np.array([0.1, 0.9]), np.array([0, 1]), 0.0) == 0.5
+    prob = 1 / (1 + np.exp(-(rng.normal(size=400) * 2 + apart * (labels - 0.3))))
+    threshold, failures = choose_threshold(prob, labels, limit), int((labels == 0).sum())
+    chosen = confusion(prob, labels, threshold)
+    assert chosen["false_positive_rate"] <= limit and threshold >= 0.5
+    just_below = confusion(prob, labels, max(prob[prob <= threshold]) - 1e-12)
+    if threshold > 0.5 and chosen["recall"] < 0.97:  # lower, and too many failures pass
+        assert (just_below["false_positives"] + 1) / (failures + 1) > limit
+    elif threshold > 0.5:  # higher, and too few successes pass
+        assert confusion(prob, labels, min(prob[prob > threshold]))["recall"] < 0.97
+
+
+def test_threshold_by_hand():
+    assert choose_threshold(np.array([0.1, 0.9]), np.array([0, 1]), 0.0) == pytest.approx(1 - (0.9 * 0.1) ** 0.5)
     assert choose_threshold(np.array([0.9, 0.7, 0.8]), np.array([0, 1, 1]), 0.0) == pytest.approx(0.95)
+    assert choose_threshold(np.array([0.1, 0.4]), np.array([0, 1]), 0.0) == 0.5
+    assert 0.5 < choose_threshold(np.array([0.0, 1.0, 1.0]), np.array([0, 1, 1]), 0.0) < 1  # which 1 passes
 
 
 @pytest.mark.parametrize("frames, limit", [(160, 0.01), (250, 0.02), (99, 0.01)])
 def test_threshold_keeps_the_rate_on_frames_it_has_not_seen(frames, limit):
-    rng, labels = np.random.default_rng(0), np.zeros(frames, np.int64)
-    passing = [1 - choose_threshold(rng.random(frames), labels, limit) for _ in range(2000)]  # of all such failures
-    assert limit / 4 < np.mean(passing) < limit
+    rng, labels = np.random.default_rng(0), np.eye(1, frames + 1, dtype=np.int64)[0]  # the success asks for nothing
+    passing = [1 - choose_threshold(np.append(0.0, rng.random(frames)), labels, limit) for _ in range(2000)]
+    assert limit / 4 < np.mean(passing) < limit  # of all such failures
 
 
 def test_figures_by_hand():

@@ -9,27 +9,32 @@ import numpy as np
 from pytorch_serl.training.evaluate import wilson_interval
 from pytorch_serl.utils.files import atomic_write
 
+MIN_RECALL = 0.97  # of the validation successes, where the failures allow it
 SHEET_COLUMNS = 4  # frames per kind of mistake in the contact sheet
 
 
 def choose_threshold(prob: np.ndarray, labels: np.ndarray, max_fpr: float, lowest: float = 0.5) -> float:
-    """The lowest threshold from `lowest` on above which at most `max_fpr` of unseen failures are expected.
+    """The highest threshold that MIN_RECALL of the successes pass, or where that is not enough, a higher one.
 
-    A false success ends the robot's episode with a reward that it did not earn, and the policy learns to seek it; a
-    missed success costs a few steps. One more failure, drawn as these n were, is above the k-th largest of them with
-    chance k / (n + 1) (the rank argument of conformal prediction, Vovk et al. 2005): k - 1 of them may pass, not
-    `max_fpr` * n, and none where n is below 1 / `max_fpr`. Above `lowest` the threshold lies halfway to the next higher
-    probability, so that rounding does not decide.
+    Enough is `lowest`, and that at most `max_fpr` of unseen failures are expected to pass. A false success ends the
+    robot's episode with a reward that it did not earn, and the policy learns to seek it; a missed success costs a few
+    steps. And a policy comes to see failures that nobody recorded, so recall beyond MIN_RECALL is spent on a distance
+    from them. One more failure, drawn as these n were, is above the k-th largest of them with chance k / (n + 1) (the
+    rank argument of conformal prediction, Vovk et al. 2005): k - 1 of them may pass, not `max_fpr` * n, and none where
+    n is below 1 / `max_fpr`. A threshold lies between two probabilities, so that rounding does not decide.
 
     Args:
         prob: (N,) predicted probability of success. labels: (N,) 1 success, 0 failure.
     """
-    failures = np.sort(prob[labels == 0])[::-1]
+    failures, successes = np.sort(prob[labels == 0])[::-1], np.sort(prob[labels == 1])
     allowed = max(0, int(max_fpr * (len(failures) + 1)) - 1)  # false positives that may remain
-    if allowed >= len(failures) or failures[allowed] <= lowest:
-        return lowest
-    above = prob[prob > failures[allowed]]
-    return float((failures[allowed] + (above.min() if len(above) else 1.0)) / 2)
+    needed = failures[allowed] if allowed < len(failures) else 0.0
+    above = prob[prob > needed]
+    threshold = max(lowest, float(needed + (above.min() if len(above) else 1.0)) / 2) if needed > lowest else lowest
+    passing = successes[int((1 - MIN_RECALL) * len(successes))]
+    below = max(prob[prob < passing], default=0.0)
+    halfway = 1 - np.sqrt((1 - passing) * (1 - below))  # by what is missing to 1
+    return max(threshold, float(min(halfway, np.nextafter(passing, 0.0))))
 
 
 def area_under_curve(prob: np.ndarray, labels: np.ndarray) -> float:
