@@ -33,7 +33,13 @@ from pytorch_serl.networks.classifier import SETTINGS, RewardClassifier
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.backbone import find_backbone, save_backbone
-from pytorch_serl.training.classifier_report import describe, describe_course, mistakes_sheet, validation_report
+from pytorch_serl.training.classifier_report import (
+    MIN_RECALL,
+    describe,
+    describe_course,
+    mistakes_sheet,
+    validation_report,
+)
 from pytorch_serl.training.run import (
     CURVE,
     LAST,
@@ -97,7 +103,8 @@ def parse_args(argv=None):
         type=float,
         default=0.01,
         help="the threshold saved is one that the validation failures let expect to call at most this share of other "
-        "failures a success; it is as high as 97 %% of the validation successes allow, or higher where it has to be",
+        f"failures a success; it is as high as {MIN_RECALL * 100:.0f} %% of the validation successes allow, or higher "
+        "where it has to be",
     )
     back = parser.add_argument_group("backbone")
     back.add_argument(

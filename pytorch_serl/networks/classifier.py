@@ -275,11 +275,10 @@ class RewardClassifier(nn.Module):
 def _classifier_part(content: dict[str, Any], source: str) -> dict[str, Any]:
     """The classifier in what a file holds: train_classifier.py's last.pt wraps it together with the optimiser."""
     content = content.get("classifier", content)
-    if isinstance(content, dict):
-        content = {"local": False} | content  # as all were, before there were local ones
-    wanted = {*SETTINGS, "threshold", "image_shapes", "validation", "weights"}
+    wanted = {*SETTINGS, "threshold", "image_shapes", "validation", "weights"} - {"local"}
     if not isinstance(content, dict) or content.get("kind") != "RewardClassifier" or wanted - content.keys():
         raise ValueError(f"{source}: not a reward classifier of this project (it has {sorted(map(str, content))[:6]})")
+    content = {"local": False} | content  # as all were, before there were local ones
     kinds = {"image_keys": list, "threshold": (int, float), "image_shapes": dict, "weights": dict}
     wrong = [f"{name} is {content[name]!r:.60}" for name, kind in kinds.items() if not isinstance(content[name], kind)]
     if wrong or not all(isinstance(value, torch.Tensor) for value in content["weights"].values()):

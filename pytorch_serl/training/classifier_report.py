@@ -29,8 +29,8 @@ def choose_threshold(prob: np.ndarray, labels: np.ndarray, max_fpr: float, lowes
     failures, successes = np.sort(prob[labels == 0])[::-1], np.sort(prob[labels == 1])
     allowed = max(0, int(max_fpr * (len(failures) + 1)) - 1)  # false positives that may remain
     needed = failures[allowed] if allowed < len(failures) else 0.0
-    above = prob[prob > needed]
-    threshold = max(lowest, float(needed + (above.min() if len(above) else 1.0)) / 2) if needed > lowest else lowest
+    above = min(prob[prob > needed], default=1.0)
+    threshold = float(needed + above) / 2 if needed > lowest else lowest
     passing = successes[int((1 - MIN_RECALL) * len(successes))]
     below = max(prob[prob < passing], default=0.0)
     halfway = 1 - np.sqrt((1 - passing) * (1 - below))  # by what is missing to 1
