@@ -6,7 +6,8 @@
 
 A run writes one JSON (--runs, ./benchmarks/runs) when it has ended, with the commit that it belongs to and its
 evaluations; where that file is, nothing is trained. Demos and run directories go to --output_dir (./runs/tasks); a run
-that was interrupted goes on from its checkpoint. Words after `--` go to the training script. The simulators want
+that was interrupted goes on from its checkpoint. With the human a run has at most 5,000 environment steps, without
+10,000. Words after `--` go to the training script. The simulators want
 `pip install -r requirements/sim.txt`.
 """
 
@@ -47,13 +48,14 @@ TASKS = {  # --setup_mode, --image_keys; --env is the task's name, or built-in w
     "metaworld-drawer-open": ("single-arm-fixed-gripper", ["image"]),
 }
 QUICK = ["--batch_size", "32", "--cta_ratio", "1"]  # the quick-start's: as much from a step, by smaller updates
+HUMAN = ["--human", "scripted", *QUICK, "--max_steps", "5000"]
 METHODS = {  # the table's words, the script, its options
     "clone": ("cloning of 20 demos", "train_offline.py", ["--algo", "bc"]),
     "offline": ("offline default", "train_offline.py", []),
-    "hybrid": ("hybrid, scripted human", "train_hybrid.py", ["--human", "scripted", *QUICK]),
-    "alone": ("hybrid, no human", "train_hybrid.py", ["--human", "env", *QUICK]),
-    "hg_dagger": ("HG-DAgger, scripted human", "train_hybrid.py", ["--algo", "hg_dagger", *QUICK]),
-    "original": ("the original's setting", "train_hybrid.py", ["--human", "scripted", "--pretrain_steps", "0", *QUICK]),
+    "hybrid": ("hybrid, scripted human", "train_hybrid.py", HUMAN),
+    "alone": ("hybrid, no human", "train_hybrid.py", ["--human", "env", *QUICK, "--max_steps", "10000"]),
+    "hg_dagger": ("HG-DAgger, scripted human", "train_hybrid.py", ["--algo", "hg_dagger", *HUMAN]),
+    "original": ("the original's setting", "train_hybrid.py", ["--pretrain_steps", "0", *HUMAN]),
 }
 SETTINGS = ("batch_size", "cta_ratio", "pretrain_steps", "clone_std", "max_steps", "eval_episodes", "backbone")
 HEAD = (
