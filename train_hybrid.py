@@ -412,6 +412,7 @@ def run(args, at_the_end):
             device=args.device,
             backbone=backbone,
             trainable=args.train_backbone,
+            start=start,
         )
         print(build.describe_agent(agent))
         if args.eval_ckpt or args.init_ckpt:

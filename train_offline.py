@@ -359,6 +359,7 @@ def run(args, at_the_end):
             device=args.device,
             backbone=backbone,
             trainable=args.train_backbone,
+            start=save_dir / LAST if args.resume else None,
         )
         print(build.describe_agent(agent))
         training = OfflineTraining(args, agent, save_dir, demos, env, clock)
@@ -367,6 +368,7 @@ def run(args, at_the_end):
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
             build.add_demos(training.demo, train, agent, args.views, progress=progress, keep=True)
+            build.fit_waypoint(agent, training.demo, train)
             if held_out:
                 build.add_demos(training.held_out, held_out, agent, views=1)
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytorch_serl.networks.augment import crop_offsets, random_crop
-from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, KEYPOINT_ROWS, ObservationEncoder, ResNet10
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
@@ -27,7 +27,7 @@ def _tensor(x: Any) -> torch.Tensor:
 
 
 def _float_features(x: torch.Tensor) -> torch.Tensor:
-    """Stored features (B, 512, 16) as float32; on a CPU with gaps between the rows.
+    """Stored features (B, C, 16) as float32; on a CPU with gaps between the rows.
 
     `ImageHead.pool` reads the same channel of every row. A power of two apart, these would all be kept in the same few
     places of the cache.
@@ -46,6 +46,7 @@ class PixelAgent:
     device: torch.device
     config: dict[str, Any]
     backbone: ResNet10 | None  # frozen; None when a trained one is part of `online`
+    encoder: ObservationEncoder  # a part of `online`
     online: nn.Module
     target: nn.Module
     actor: nn.Module
@@ -54,6 +55,12 @@ class PixelAgent:
     optimizers: dict[str, torch.optim.Optimizer]
 
     # ---------------------------------------------------------------- observations
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Of what is stored of a frame: the frozen backbone's map, and with a waypoint branch its keypoints."""
+        channels, positions = FEATURE_SHAPE
+        return channels + KEYPOINT_ROWS * (self.encoder.waypoint is not None), positions
 
     def _tensors(self, obs: dict[str, Any]) -> Tensors:
         """Check keys, dtypes and shapes of a batch of observations and move it to the device."""
@@ -64,7 +71,7 @@ class PixelAgent:
         for key in self.image_keys:
             image = _tensor(obs[key])
             is_image = image.dtype == torch.uint8 and image.ndim == 4 and image.shape[-1] == 3
-            is_feature = image.dtype.is_floating_point and tuple(image.shape[1:]) == FEATURE_SHAPE and self.backbone
+            is_feature = image.dtype.is_floating_point and image.shape[1:] == self.feature_shape and self.backbone
             if not is_image and not is_feature:
                 raise ValueError(
                     f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
@@ -90,29 +97,40 @@ class PixelAgent:
         return x.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _features(self, obs: Tensors, augment: bool = False) -> Tensors:
-        """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any."""
+        """Crop uint8 images (one offset per sample, the same for its cameras), then run the frozen backbone, if any.
+
+        Keypoints are those of the whole images: a crop would move them.
+        """
         images = [k for k in self.image_keys if obs[k].dtype == torch.uint8]
+        whole = [obs[k] for k in images]
         if images and augment:
-            offsets = crop_offsets(len(obs[images[0]]), self.device)
+            offsets = crop_offsets(len(whole[0]), self.device)
             obs = obs | {k: random_crop(obs[k], offsets) for k in images}
         if images and self.backbone is not None:
-            obs = obs | dict(zip(images, self._maps([obs[k] for k in images])))
+            maps = self._maps([obs[k] for k in images])
+            if augment and self.encoder.waypoint is not None:
+                for cropped, kept in zip(maps, self._maps(whole)):
+                    cropped[:, FEATURE_SHAPE[0] :] = kept[:, FEATURE_SHAPE[0] :]
+            obs = obs | dict(zip(images, maps))
         return obs
 
     @torch.no_grad()
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The frozen backbone's output (B, 512, 16) for each camera's frames, in passes that suit the device."""
+        """What is stored of each camera's frames, (B, *feature_shape), in passes that suit the device."""
+        see = self.backbone if self.encoder.waypoint is None else self.backbone.with_keypoints
         if len(images[0]) <= FRAMES_IN_CACHE and len({x.shape for x in images}) == 1:
-            return list(self.backbone(torch.cat(images)).chunk(len(images)))
+            return list(see(torch.cat(images)).chunk(len(images)))
         parts = [x.split(FRAMES_IN_CACHE if self.device.type == "cpu" else len(x)) for x in images]
-        return [torch.cat([self.backbone(part) for part in split]) for split in parts]
+        return [torch.cat([see(part) for part in split]) for split in parts]
 
     @torch.no_grad()
     def encode_frames(self, obs: dict[str, Any], views: int = 1) -> dict[str, np.ndarray]:
         """Replace the images of one observation by the frozen backbone's output, to be stored instead of them.
 
-        View 0 is the image as it is, the others are random crops of it (the same crop for every camera).
-        Returns: images as float16 (views, 512, 16), other entries unchanged. Raises ValueError without frozen backbone.
+        View 0 is the image as it is, the others are random crops of it (the same crop for every camera); keypoints are
+        those of view 0 in all of them.
+        Returns: images as float16 (views, *feature_shape), other entries unchanged. Raises ValueError without frozen
+        backbone.
         """
         if self.backbone is None:
             raise ValueError("features of a trainable backbone change with every update and cannot be stored")
@@ -124,6 +142,8 @@ class PixelAgent:
         offsets[0] = 4
         crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
         maps = [x.half().cpu().numpy() for x in self._maps(crops)]
+        for x in maps:
+            x[:, FEATURE_SHAPE[0] :] = x[:1, FEATURE_SHAPE[0] :]
         return dict(obs) | dict(zip(self.image_keys, maps))
 
     def _batched(self, obs: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
@@ -200,9 +220,10 @@ class PixelAgent:
 
     def _misfits(self, state: dict[str, Any]) -> list[str]:
         """What of a well-formed `state_dict()` belongs to another agent."""
-        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone")
+        shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone", "waypoint")
         kind, config = type(self).__name__, state["config"]
         wrong = [f"it holds a {state['kind']}, this run needs a {kind}"] * (state["kind"] != kind)
+        config = {"waypoint": False, **config}  # a file of an older version has none
         wrong += [f"{k} is {config.get(k)}, here {self.config[k]}" for k in shaping if config.get(k) != self.config[k]]
         for name, module in self.state_dict()["modules"].items():
             theirs = {k: tuple(v.shape) for k, v in uncompiled(state["modules"].get(name, {})).items()}

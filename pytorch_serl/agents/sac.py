@@ -6,8 +6,9 @@ References: HIL-SERL (arXiv 2410.21845), SAC (arXiv 1812.05905), RLPD (arXiv 230
 
 Deviations from the original, all on purpose: an optimiser steps only when its loss was computed; encoder, critic
 and grasp critic share one Adam on their summed gradients; every Q has its own last Dense; the actor reads the whole
-encoding detached; the optional cloning term (`clone_weight`) is absent from the original and 0 by default; so is
-`averaged`, the policy that the scripts evaluate and keep.
+encoding detached; the optional cloning term (`clone_weight`) is absent from the original and 0 by default; so are
+the waypoint branch (`waypoint`, networks/waypoint.py), off by default, and `averaged`, the policy that the scripts
+evaluate and keep.
 """
 
 import copy
@@ -62,6 +63,8 @@ class SACAgent(PixelAgent):
         target_entropy: in nats; default -action_dim / 2, gripper entries counted.
         dropout: rate on the pooled features, in the actor's training pass only.
         trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
+        waypoint: give the encoding a branch on where the arm is to go next, read from frozen features and state
+            (networks/waypoint.py); it says nothing before `build.fit_waypoint`.
         backbone: the frozen ResNet-10, or with `trainable_backbone` where each of them starts; random when None.
         device: where everything lives; default `DEVICE`.
     """
@@ -84,6 +87,7 @@ class SACAgent(PixelAgent):
         init_temperature: float = 1e-2,
         dropout: float = 0.1,
         trainable_backbone: bool = False,
+        waypoint: bool = False,
         backbone: ResNet10 | None = None,
         device: torch.device | str | None = None,
     ):
@@ -92,11 +96,14 @@ class SACAgent(PixelAgent):
             raise ValueError(f"action_dim is {action_dim}, ensemble_size {ensemble_size}; wanted 1 or more of both")
         if not self.image_keys and not state_dim:
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
+        if waypoint and (not self.image_keys or not state_dim or trainable_backbone):
+            raise ValueError("waypoint needs cameras, a state_dim above 0 and a frozen backbone")
         self.device = torch.device(device) if device is not None else DEVICE
         # numpy's numbers and tensors are python's from here on, so that a checkpoint can hold them
         action_dim, state_dim, ensemble_size = (operator.index(n) for n in (action_dim, state_dim, ensemble_size))
         lr, discount, tau, dropout = float(lr), float(discount), float(tau), float(dropout)
-        init_temperature, trainable_backbone = float(init_temperature), bool(trainable_backbone)
+        init_temperature = float(init_temperature)
+        trainable_backbone, waypoint = bool(trainable_backbone), bool(waypoint)
         q_range = None if q_range is None else tuple(map(float, q_range))
         target_entropy = None if target_entropy is None else float(target_entropy)
         self.action_dim, self.state_dim = action_dim, state_dim
@@ -116,6 +123,7 @@ class SACAgent(PixelAgent):
             init_temperature=init_temperature,
             dropout=dropout,
             trainable_backbone=trainable_backbone,
+            waypoint=waypoint,
         )
         self.backbone = None
         if self.image_keys and not trainable_backbone:
@@ -123,7 +131,7 @@ class SACAgent(PixelAgent):
             self.backbone.to(self.device)
 
         # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
-        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone)
+        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone, waypoint)
         if backbone is not None:
             for trained in self.encoder.backbones.values():
                 load_into(trained, backbone.state_dict())
@@ -153,6 +161,12 @@ class SACAgent(PixelAgent):
             for name in networks.keys() - {"encoder"}:
                 for parameter in networks[name].head.parameters():
                     parameter.zero_()
+
+    def fit_waypoint(self, inputs: np.ndarray, displacements: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+        """`Waypoint.fit`; the target network reads the same from then on."""
+        error = self.encoder.waypoint.fit(inputs, displacements, episodes)
+        load_into(self.target["encoder"].waypoint, self.encoder.waypoint.state_dict())
+        return error
 
     # ---------------------------------------------------------------- one update
 
@@ -222,7 +236,7 @@ class SACAgent(PixelAgent):
 
     def _step(self, losses: Tensors) -> None:
         """Backward every loss into the parameters it trains, then step: what got no gradient stays as it is."""
-        online, actor = list(self.online.parameters()), list(self.actor.parameters())
+        online, actor = [p for p in self.online.parameters() if p.requires_grad], list(self.actor.parameters())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         if "actor" in losses:

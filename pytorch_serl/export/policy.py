@@ -60,7 +60,8 @@ class Policy(nn.Module):
         """The encoding (B, D) of an input as in this module's docstring."""
         maps = {key: resize(obs[key]) for key in self.image_keys}
         if self.backbone is not None:
-            maps = {key: self.backbone(image) for key, image in maps.items()}  # (B, 512, 16)
+            see = self.backbone if self.encoder.waypoint is None else self.backbone.with_keypoints
+            maps = {key: see(image) for key, image in maps.items()}  # (B, *feature_shape)
         return self.encoder(self.encoder.pool(obs | maps))
 
     def forward(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:

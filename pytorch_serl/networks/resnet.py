@@ -1,9 +1,12 @@
-"""From camera to encoding: ResNet-10 backbone, one trained head per camera, the state branch.
+"""From camera to encoding: ResNet-10 backbone, one trained head per camera, the state branch, the waypoint branch.
 
 A frame's way: uint8 (B, H, W, 3) -> `ResNet10` -> feature map (B, 512, 16) -> `ImageHead` -> (B, 256)
 -> concatenated with the other cameras and the state by `ObservationEncoder` -> (B, 256 * cameras + 64).
 A frozen backbone's feature map never changes, so replay stores that instead of the frame (data/replay_buffer.py).
 Reference: HIL-SERL (arXiv 2410.21845) vision/resnet_v1.py and common/encoding.py.
+
+With a waypoint branch, which the original has not, the map comes with its keypoints, (B, 552, 16) together, and another
+64 numbers of the encoding say where the arm is to go next (networks/waypoint.py).
 """
 
 from collections.abc import Iterable
@@ -13,11 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense, variance_scaling_
+from pytorch_serl.networks.waypoint import BRANCH_DIM, Waypoint, keypoints
 
 IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEATURE_SHAPE = (512, 16)  # channels, 4 x 4 positions: after the last block
 LOCAL_SHAPE = (128, 16, 16)  # channels, rows, columns: after the second
+KEYPOINT_ROWS = (64 + 256) * 2 // 16  # of 16 numbers: x and y for every channel after the first and the third
 BOTTLENECK_DIM, STATE_EMBEDDING_DIM = 256, 64
 
 
@@ -91,6 +96,12 @@ class ResNet10(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> feature map (B, 512, 16), position = 4 * row + column."""
         return self.stages(images)[-1].flatten(2)
+
+    def with_keypoints(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> (B, 552, 16): the feature map, then the keypoints of the first and the third block."""
+        _, _, first, _, third, last = self.stages(images)
+        points = torch.cat([keypoints(first), keypoints(third)], -1)  # (B, 640)
+        return torch.cat([last.flatten(2), points.unflatten(-1, (KEYPOINT_ROWS, -1))], 1)
 
     def local(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> the second block's map (B, 128, 16, 16), 8 pixels to a place."""
@@ -192,13 +203,22 @@ def check_image_keys(image_keys: Iterable[str]) -> list[str]:
 
 
 class ObservationEncoder(nn.Module):
-    """One `ImageHead` per camera and the state branch; with `trainable_backbone` also one ResNet-10 per camera.
+    """One `ImageHead` per camera, the state branch, and where wanted the waypoint branch, which reads both.
+
+    With `trainable_backbone` also one ResNet-10 per camera.
 
     The frozen backbone is shared by all cameras and lives outside this module, so that nothing here can train,
     average or copy it. Trainable backbones are one per camera, as in the original's `encoder_type="resnet"`.
     """
 
-    def __init__(self, image_keys: list[str], state_dim: int, dropout: float, trainable_backbone: bool = False):
+    def __init__(
+        self,
+        image_keys: list[str],
+        state_dim: int,
+        dropout: float,
+        trainable_backbone: bool = False,
+        waypoint: bool = False,
+    ):
         super().__init__()
         self.image_keys = list(image_keys)
         self.heads = nn.ModuleDict({key: ImageHead(dropout) for key in self.image_keys})
@@ -208,18 +228,34 @@ class ObservationEncoder(nn.Module):
             self.state_norm = nn.LayerNorm(STATE_EMBEDDING_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.state_dim = state_dim
         self.encoding_dim = BOTTLENECK_DIM * len(self.image_keys) + (STATE_EMBEDDING_DIM if state_dim else 0)
+        self.waypoint = None
+        if waypoint:
+            self.waypoint = Waypoint(KEYPOINT_ROWS * 16 * len(self.image_keys), state_dim)
+            self.encoding_dim += BRANCH_DIM
 
     def pool(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen feature maps (B, 512, 16), or uint8 images for trainable backbones, to pooled (B, 4096) by camera.
 
-        This is the part that a pass with and one without dropout share; `state` goes through unchanged.
+        With a waypoint branch the maps come with their keypoints (B, 552, 16), and `waypoint` (B, state_dim) is where
+        the arm is to go. This is the part that a pass with and one without dropout share; `state` goes through
+        unchanged.
         """
         maps = {k: self.backbones[k](obs[k]) if k in self.backbones else obs[k] for k in self.image_keys}
-        return obs | {k: self.heads[k].pool(v) for k, v in maps.items()}
+        pooled = obs | {k: self.heads[k].pool(v[:, : FEATURE_SHAPE[0]]) for k, v in maps.items()}
+        if self.waypoint is not None:
+            pooled["waypoint"] = self.waypoint.read(self.waypoint_inputs(obs))
+        return pooled
+
+    def waypoint_inputs(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Every camera's keypoints, then the state: (B, 640 * cameras + state_dim)."""
+        points = [obs[k][:, FEATURE_SHAPE[0] :].flatten(1) for k in self.image_keys]
+        return torch.cat([*points, obs["state"]], -1)
 
     def forward(self, pooled: dict[str, torch.Tensor], dropout: bool = False) -> torch.Tensor:
         """`pool`'s output to the encoding (B, encoding_dim): cameras in `image_keys` order, then the state."""
         parts = [self.heads[key](pooled[key], dropout) for key in self.image_keys]
         if self.state_dim:
             parts.append(torch.tanh(self.state_norm(self.state_dense(pooled["state"]))))
+        if self.waypoint is not None:
+            parts.append(self.waypoint(pooled["waypoint"]))
         return torch.cat(parts, -1)

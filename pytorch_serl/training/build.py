@@ -20,6 +20,7 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.rewards import return_bounds
+from pytorch_serl.data.waypoints import next_waypoints
 from pytorch_serl.envs import short_names
 from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuman
 from pytorch_serl.networks.resnet import ResNet10
@@ -36,9 +37,20 @@ OWN_BACKBONE = Path("classifier_ckpt/backbone.pt")  # where train_classifier.py 
 
 
 def make_agent(
-    demos: Demos, *, lr: float, discount: float, device: torch.device, backbone: ResNet10 | None, trainable: bool
+    demos: Demos,
+    *,
+    lr: float,
+    discount: float,
+    device: torch.device,
+    backbone: ResNet10 | None,
+    trainable: bool,
+    start: str | os.PathLike | None = None,
 ) -> SACAgent:
-    """The agent that fits the demos, every Q at 0: cameras, state and action dimensions are read from them."""
+    """The agent that fits the demos, every Q at 0: cameras, state and action dimensions are read from them.
+
+    It has a waypoint branch, unless the backbone is trained, there is no state, or `start`, the checkpoint that it is
+    to load, has none.
+    """
     grippers = num_grippers(demos.setup_mode)
     settings: dict[str, Any] = dict(
         q_range=q_range(demos),
@@ -48,6 +60,7 @@ def make_agent(
         device=device,
         backbone=backbone,
         trainable_backbone=trainable,
+        waypoint=bool(demos.image_keys and demos.state_dim and not trainable and (not start or _has_waypoint(start))),
     )
     if grippers:
         agent = SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
@@ -55,6 +68,12 @@ def make_agent(
         agent = SACAgent(demos.image_keys, demos.continuous_dim, **settings)
     agent.zero_q()
     return agent
+
+
+def _has_waypoint(path: str | os.PathLike) -> bool:
+    content = load_checkpoint(path)
+    config = content.get("agent", content).get("config")
+    return bool(config.get("waypoint")) if isinstance(config, dict) else True
 
 
 def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> SACAgent:
@@ -127,7 +146,8 @@ def choose_backbone(path: str | None, download: bool, trainable: bool) -> tuple[
 
 def describe_agent(agent: SACAgent) -> str:
     """One line: kind, trainable and frozen parameter counts, target entropy."""
-    learned = [p for m in (agent.online, agent.actor, agent.temperature) for p in m.parameters()]
+    modules = (agent.online, agent.actor, agent.temperature)
+    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
     frozen = sum(p.numel() for p in agent.backbone.parameters()) if agent.backbone is not None else 0
     return (
         f"{type(agent).__name__} on {agent.device}: {sum(p.numel() for p in learned):,} trained parameters, "
@@ -193,6 +213,30 @@ def add_demos(
             made += [obs, next_obs] if is_fresh else [next_obs]
     if made:
         cache.write(made)
+
+
+def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
+    """Fit the agent's waypoint branch to the demos, which are all that `buffer` holds; says how well they tell it.
+
+    Where every reward is for success, failed episodes do not count. An agent that was fitted before stays as it is.
+    """
+    if agent.encoder.waypoint is None or agent.encoder.waypoint.is_fitted:
+        return
+    ends = np.append(np.flatnonzero(np.diff(demos.episode_ids)), len(demos.episode_ids) - 1)
+    solved = [demos.episode_ids[end] for end in ends if demos.transitions[end]["rewards"] > 0]
+    rows = np.isin(demos.episode_ids, solved) if q_range(demos) else np.ones(len(demos.episode_ids), bool)
+    if len(np.unique(demos.episode_ids[rows])) < 2:
+        print("waypoints: not learned, which takes two successful demos")
+        return
+    batches = (batch["observations"] for batch in buffer.in_order(256))
+    inputs = [agent.encoder.waypoint_inputs({k: torch.as_tensor(v).float() for k, v in obs.items()}) for obs in batches]
+    states = np.array([transition["observations"]["state"] for transition in demos.transitions])
+    displacements = next_waypoints(demos) - states
+    error = agent.fit_waypoint(torch.cat(inputs).numpy()[rows], displacements[rows], demos.episode_ids[rows])
+    print(
+        f"waypoints: in demos left out the frames tell where the arm goes next with an error of {np.median(error):.0%} "
+        f"of its spread (median of the state's entries; {error.min():.0%} to {error.max():.0%})"
+    )
 
 
 def _frames_in_order(transitions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bool]]:

@@ -1,8 +1,8 @@
 """What the frozen backbone makes of the demos, in a file beside them: the next run need not encode them again.
 
 `.demos.pkl.encoded` beside `demos.pkl`: a line of JSON (`key`, `sha256` of what follows), then the features of all
-frames in order, float16 (frames, cameras, views, 512, 16). There is one for a demo file; another key replaces it. It
-may be deleted at any time, and whatever is wrong with it, the demos are encoded again.
+frames in order, float16 (frames, cameras, views, *agent.feature_shape). There is one for a demo file; another key
+replaces it. It may be deleted at any time, and whatever is wrong with it, the demos are encoded again.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ import torch
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.networks.augment import crop_offsets
-from pytorch_serl.networks.resnet import FEATURE_SHAPE
 from pytorch_serl.training.run import rng_state, set_rng_state
 from pytorch_serl.utils.files import atomic_write, uncompiled
 
@@ -45,7 +44,7 @@ class DemoCache:
     def __init__(self, source: str, agent: SACAgent, frames: list[dict[str, Any]], views: int):
         self.path = Path(source).with_name(f".{Path(source).name}.encoded") if os.path.exists(source) else None
         self.image_keys = agent.image_keys
-        self.shape = (len(frames), len(agent.image_keys), views, *FEATURE_SHAPE)
+        self.shape = (len(frames), len(agent.image_keys), views, *agent.feature_shape)
         self.bytes = int(np.prod(self.shape)) * DTYPE.itemsize
         if not SMALLEST <= self.bytes <= LARGEST:
             self.path = None
@@ -99,7 +98,7 @@ def _key(agent: SACAgent, frames: list[dict[str, Any]], crops: torch.Tensor | No
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     # another number of threads adds in another order
     how = [torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
-    facts = [FORMAT, torch.__version__, device.type, name, *how, views, agent.image_keys]
+    facts = [FORMAT, torch.__version__, device.type, name, *how, views, agent.image_keys, agent.feature_shape]
     key.update(json.dumps(facts).encode())
     for name, tensor in uncompiled(agent.backbone.state_dict()).items():
         key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

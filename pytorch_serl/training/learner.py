@@ -80,6 +80,7 @@ class Learner:
         """Put the demos into their buffer, encoded where the backbone is frozen; shows a progress bar."""
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
         build.add_demos(self.demo, demos, self.agent, self.views, progress=progress, keep=True)
+        build.fit_waypoint(self.agent, self.demo, demos)
 
     def full_size_gb(self) -> tuple[float, float]:
         """Memory in GB of the buffers of demos and corrections, and of online experience, when they are full."""

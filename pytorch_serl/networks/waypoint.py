@@ -1,0 +1,128 @@
+"""Where the arm is to go next, read from the picture by a linear function that the demos fit in closed form.
+
+The waypoint of a step is the state at the next gripper command, or at the end of the episode (James and Davison,
+arXiv 2105.14829, call it a keyframe): where the cube, the hole or the goal was. Cloned actions tell little of that
+place, since far from it they are all as large as they may be; the demos' own states tell it in every frame. And a
+backbone's map tells it badly, where two dozen scenes have as many lights; keypoints do not mind the light: for each
+channel of a block's map, the mean place of a softmax over it (spatial softmax; Levine et al., arXiv 1504.00702).
+20 demos are enough for a ridge regression, and too few for gradient descent; docs/results.md has what it is worth.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense
+
+BRANCH_DIM = 64
+PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
+MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
+
+
+def keypoints(feature_map: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 2 C) in -1..1: x of every channel, then y, each channel standardised over its places."""
+    z = feature_map.flatten(2)  # (B, C, H * W)
+    z = (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True) + 1e-3)
+    weight = torch.softmax(z, -1)
+    rows, columns = (torch.linspace(-1, 1, n, dtype=z.dtype, device=z.device) for n in feature_map.shape[2:])
+    x, y = columns.repeat(len(rows)), rows.repeat_interleave(len(columns))  # (H * W,)
+    return torch.cat([weight @ x, weight @ y], -1)
+
+
+class Waypoint(nn.Module):
+    """The displacement to the waypoint in standard deviations of the demos', and a branch of the encoder on it.
+
+    `weight` and `bias` are fitted, not trained: all 0 until `fit`.
+
+    Args:
+        num_keypoints: coordinates of all cameras together.
+        state_dim: length of `state`, and of a waypoint.
+    """
+
+    def __init__(self, num_keypoints: int, state_dim: int):
+        super().__init__()
+        weight = torch.zeros(state_dim, num_keypoints + state_dim, dtype=torch.float32)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(state_dim, dtype=torch.float32), requires_grad=False)
+        self.dense = dense(state_dim, BRANCH_DIM)
+        self.norm = nn.LayerNorm(BRANCH_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
+
+    def read(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Keypoints and state (B, num_keypoints + state_dim) to the standardised displacement (B, state_dim)."""
+        return F.linear(inputs, self.weight, self.bias)
+
+    def forward(self, waypoint: torch.Tensor) -> torch.Tensor:
+        """What `read` returned to the branch's part of the encoding (B, 64)."""
+        return torch.tanh(self.norm(self.dense(waypoint)))
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.weight.any())
+
+    @torch.no_grad()
+    def fit(self, inputs: np.ndarray, displacements: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+        """Fit `weight` and `bias`.
+
+        Args:
+            inputs: (N, num_keypoints + state_dim), as `read` takes them.
+            displacements: (N, state_dim), waypoint minus state, in the state's units.
+            episodes: (N,) of which episode a row is.
+        Returns: (state_dim,) the root mean square of the displacements' error in episodes left out of the fit, over
+            their standard deviation; 0 where they do not vary.
+        """
+        rows = np.unique(np.linspace(0, len(inputs) - 1, MAX_ROWS).round().astype(int))
+        x, y = inputs[rows].astype(np.float64), displacements[rows].astype(np.float64)
+        spread = y.std(0)
+        spread[spread < 1e-6 * max(1.0, spread.max())] = np.inf  # never moves: nothing to read
+        scale = self._scale(x)
+        line = ridge(x * scale, y / spread, episodes[rows])
+        self.weight.copy_(torch.from_numpy((scale[:, None] * line.weight).T))
+        self.bias.copy_(torch.from_numpy(line.bias))
+        return line.error
+
+    def _scale(self, x: np.ndarray) -> np.ndarray:
+        """Factors (D,) that give the keypoints altogether and every entry of the state a variance of 1 or less."""
+        state_dim = len(self.bias)
+        variance = x.var(0)
+        points, state = variance[:-state_dim].sum(), variance[-state_dim:]
+        scale = np.concatenate([np.full(len(variance) - state_dim, points), state * state_dim])
+        return 1 / np.sqrt(np.where(scale > 1e-12, scale, np.inf))
+
+
+class Line(NamedTuple):
+    """y = x @ weight + bias; `error`: the root mean square per column of what it leaves of groups left out."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    error: np.ndarray
+
+
+def ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Line:
+    """The linear function from x (N, D) to y (N, K), with the penalty of least error where every group is left out.
+
+    Frames of one episode are like each other, and belong into one group of `groups` (N,).
+    """
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x, y = x - x_mean, y - y_mean
+    few = len(x) <= x.shape[1]  # the smaller of the two products has the same eigenvalues
+    values, vectors = np.linalg.eigh(x @ x.T if few else x.T @ x)
+    kept = values > 1e-12 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    u = vectors if few else x @ vectors / np.sqrt(values)  # (N, R): x's left singular vectors
+    best = None
+    for penalty in values.sum() / len(x) * PENALTIES:
+        shrink = values / (values + penalty)
+        rest = y - u @ (shrink[:, None] * (u.T @ y))  # of the fit to all; what one without a group leaves follows
+        left = np.empty_like(y)
+        for rows in members:
+            hat = (u[rows] * shrink) @ u[rows].T
+            left[rows] = np.linalg.solve(np.eye(len(rows)) - hat, rest[rows])
+        if best is None or (left**2).mean() < (best[1] ** 2).mean():
+            best = penalty, left
+    penalty, left = best
+    weight = x.T @ (u @ ((u.T @ y) / (values + penalty)[:, None]))
+    return Line(weight, y_mean - x_mean @ weight, np.sqrt((left**2).mean(0)))
