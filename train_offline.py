@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pytorch_serl.agents.sac import CLONE_DROPOUT
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.oddities import start_bounds
 from pytorch_serl.data.replay_buffer import ReplayBuffer
@@ -67,9 +68,10 @@ from pytorch_serl.training.run import (
 )
 from pytorch_serl.utils.signals import catch_stops
 
+CLONING = {"sac_weight": 0.0, "clone_weight": 20.0, "clone_dropout": CLONE_DROPOUT}
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
-    "awac": {"sac_weight": 0.0, "clone_weight": 20.0, "advantage_weighted": True},
-    "bc": {"train_critic": False, "sac_weight": 0.0, "clone_weight": 20.0},  # the same weight: the same clone
+    "awac": CLONING | {"advantage_weighted": True},
+    "bc": CLONING | {"train_critic": False},  # the same weight: the same clone
     "sac": {},
 }
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up

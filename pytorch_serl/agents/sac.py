@@ -26,6 +26,7 @@ from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_ima
 from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.files import load_into
 
+CLONE_DROPOUT = 0.8  # what the scripts ask for, of the pooled features
 CLONE_STD, MAX_CLONED_ACTION = 0.1, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 MAX_ADVANTAGE_WEIGHT = 5.0  # of exp(advantage)
@@ -63,7 +64,7 @@ class SACAgent(PixelAgent):
         target_entropy: in nats; default -action_dim / 2, gripper entries counted.
         dropout: rate on the pooled features, in the actor's training pass only.
         trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
-        waypoint: give the encoding a branch on where the arm is to go next, read from frozen features and state
+        waypoint: give the encoding a branch on where the arm is to go, read from frozen features and state
             (networks/waypoint.py); it says nothing before `build.fit_waypoint`.
         backbone: the frozen ResNet-10, or with `trainable_backbone` where each of them starts; random when None.
         device: where everything lives; default `DEVICE`.
@@ -130,8 +131,9 @@ class SACAgent(PixelAgent):
             self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()
             self.backbone.to(self.device)
 
+        num_waypoints = (2 if self.num_grippers else 1) if waypoint else 0  # the first gripper command, and the end
         # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
-        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone, waypoint)
+        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone, num_waypoints)
         if backbone is not None:
             for trained in self.encoder.backbones.values():
                 load_into(trained, backbone.state_dict())
@@ -162,9 +164,9 @@ class SACAgent(PixelAgent):
                 for parameter in networks[name].head.parameters():
                     parameter.zero_()
 
-    def fit_waypoint(self, inputs: np.ndarray, displacements: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    def fit_waypoint(self, *data: np.ndarray) -> np.ndarray:
         """`Waypoint.fit`; the target network reads the same from then on."""
-        error = self.encoder.waypoint.fit(inputs, displacements, episodes)
+        error = self.encoder.waypoint.fit(*data)
         load_into(self.target["encoder"].waypoint, self.encoder.waypoint.state_dict())
         return error
 
@@ -179,6 +181,7 @@ class SACAgent(PixelAgent):
         sac_weight: float = 1.0,
         clone_weight: float = 0.0,
         clone_std: float = CLONE_STD,
+        clone_dropout: float = 0.0,
         critics_train_encoder: bool = True,
         advantage_weighted: bool = False,
         advantage_share: float = 0.5,
@@ -195,6 +198,8 @@ class SACAgent(PixelAgent):
             sac_weight: weight of SAC's actor loss.
             clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
             clone_std: deviation of the cloned policy before its tanh, which is how much it explores.
+            clone_dropout: rate on the pooled features in the cloning term's pass: without, a clone of few demos learns
+                their noise by heart.
             critics_train_encoder: False lets the critics read the encoding detached, which is right beside cloning:
                 their gradients, of few demos and a changing policy, move the encoder under the clone, and it forgets.
             advantage_weighted: weigh cloned actions by their advantage (AWAC, arXiv 2006.09359). The critics then read
@@ -211,7 +216,7 @@ class SACAgent(PixelAgent):
         draws = ("critic_next", "temp_next", "actor")
         noise = noise or {k: torch.randn_like(batch["arm_actions"]) for k in draws}
         train_actor = bool(sac_weight) and not critic_only
-        enc = self._encode(batch, for_actor=train_actor, for_next=train_critic or train_actor)
+        enc = self._encode(batch, train_actor, train_critic or train_actor, clone_dropout if clone_weight else 0.0)
 
         detached = advantage_weighted or not critics_train_encoder
         critic_enc = enc | {"obs": enc["obs"].detach()} if detached else enc
@@ -224,7 +229,7 @@ class SACAgent(PixelAgent):
                 info |= actor_info | temperature_info
             if clone_weight:
                 share = advantage_share * advantage_weighted
-                clone_loss, clone_info = self._clone_loss(batch, enc["obs"], share, noise.get("advantage"), clone_std)
+                clone_loss, clone_info = self._clone_loss(batch, enc, share, noise.get("advantage"), clone_std)
                 losses["clone"] = clone_weight * clone_loss
                 info |= clone_info
 
@@ -288,7 +293,7 @@ class SACAgent(PixelAgent):
     def _clone_loss(
         self,
         batch: dict,
-        encoding: torch.Tensor,
+        enc: Tensors,
         advantage_share: float,
         noise: torch.Tensor | None = None,
         clone_std: float = CLONE_STD,
@@ -299,13 +304,13 @@ class SACAgent(PixelAgent):
         beyond 5 the policy's clip leaves it no gradient to come back. w is 1, or a share of it is `_advantage_weight`
         (AWAC eq. 13).
         """
-        mean, std = self.actor(encoding)  # (B, A)
+        mean, std = self.actor(enc["obs_clone"])  # (B, A)
         target = torch.atanh(batch["arm_actions"].clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION))
         divergence = (0.5 * (mean - target) ** 2 + 0.5 * std**2 - clone_std**2 * std.log()).mean(-1)  # (B,)
         weight = batch["is_demo"]
         if advantage_share:
             weight = weight * (
-                1 - advantage_share + advantage_share * self._advantage_weight(batch, encoding.detach(), noise)
+                1 - advantage_share + advantage_share * self._advantage_weight(batch, enc["obs"].detach(), noise)
             )
         num_demos = batch["is_demo"].sum().clamp(min=1.0)
         error = (mean.detach().tanh() - batch["arm_actions"]).abs().mean(-1)
@@ -333,13 +338,15 @@ class SACAgent(PixelAgent):
 
     # ---------------------------------------------------------------- from batch to encodings
 
-    def _encode(self, batch: dict, for_actor: bool, for_next: bool = True) -> Tensors:
-        """Every encoding (B, D) that one update needs: `obs` with gradient, the rest without; dropout for the actor.
+    def _encode(self, batch: dict, for_actor: bool, for_next: bool = True, clone_dropout: float = 0.0) -> Tensors:
+        """Every encoding (B, D) that one update needs: `obs` and `obs_clone` with gradient, the rest without; dropout
+        for the actor.
 
         Of the next observation in the actor's pass only the policy is needed: `next_mean` and `next_std` (B, A).
         """
         pooled = self.encoder.pool(batch["observations"])
         encodings = {"obs": self.encoder(pooled)}
+        encodings["obs_clone"] = self.encoder(pooled, dropout=clone_dropout) if clone_dropout else encodings["obs"]
         with torch.no_grad():
             if for_actor:
                 encodings["obs_actor"] = self.encoder(pooled, dropout=True)
@@ -476,14 +483,14 @@ class SACHybridAgent(SACAgent):
         assert q.shape == target_q.shape
         return ((q - target_q) ** 2).mean(), {"grasp_q": q.detach().mean(), "grasp_target_q": target_q.mean()}
 
-    def _clone_loss(self, batch: dict, encoding: torch.Tensor, *settings: Any) -> tuple[torch.Tensor, Tensors]:
+    def _clone_loss(self, batch: dict, enc: Tensors, *settings: Any) -> tuple[torch.Tensor, Tensors]:
         """The arms' loss plus a large gripper margin: max_g [Q(s)[g] + m 1(g != g*)] - Q(s)[g*] (DQfD eq. 2).
 
         Its mean is taken over each command's demo transitions, then over the commands: a gripper closes once in an
         episode, and in the mean over all transitions that would drown in holding.
         """
-        loss, info = super()._clone_loss(batch, encoding, *settings)
-        q, index = self.grasp_critic(encoding), batch["gripper_index"][:, None]
+        loss, info = super()._clone_loss(batch, enc, *settings)
+        q, index = self.grasp_critic(enc["obs_clone"]), batch["gripper_index"][:, None]
         margin = torch.full_like(q, CLONE_MARGIN).scatter(1, index, 0.0)
         violation = (q + margin).amax(-1) - q.gather(1, index).squeeze(1)  # (B,) >= 0
         is_demo, num_demos = batch["is_demo"], batch["is_demo"].sum().clamp(min=1.0)

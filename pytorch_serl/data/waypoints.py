@@ -1,4 +1,4 @@
-"""Where the demos' arm went next: the state at the next gripper command, or at the end of the episode."""
+"""Where the demos' arm went: its state at the first gripper command, and at the end of the episode."""
 
 import numpy as np
 
@@ -6,24 +6,20 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos
 
 
-def next_waypoints(demos: Demos) -> np.ndarray:
-    """The waypoint of every transition, (N, state_dim) float32.
+def waypoints(demos: Demos) -> tuple[np.ndarray, np.ndarray]:
+    """The waypoints of every transition.
 
-    A gripper command counts where it changes what that gripper was told last; holding on to a command does not.
+    Returns: (N, W, state_dim) float32 and (N, W) bool, whether the waypoint is still ahead. W is 1, the end, or with
+        learned grippers 2: the first command of any, which an episode without has at its end, and the end.
     """
     columns = gripper_columns(demos.action_dim, demos.setup_mode)
-    told = np.zeros(len(columns))  # the last command of each gripper, 0 before its first
-    is_waypoint, episode = [], None
-    for number, transition in zip(demos.episode_ids, demos.transitions):
-        if number != episode:
-            episode, told = number, np.zeros(len(columns))
-        command = transition["actions"][columns]
-        is_waypoint.append(bool(((command != 0) & (command != told)).any()))
-        told = np.where(command != 0, command, told)
-    waypoints = np.empty((len(demos.transitions), demos.state_dim), np.float32)
-    episode = waypoint = None
-    for row in reversed(range(len(demos.transitions))):
-        if demos.episode_ids[row] != episode or is_waypoint[row]:
-            episode, waypoint = demos.episode_ids[row], demos.transitions[row]["next_observations"]["state"]
-        waypoints[row] = waypoint
-    return waypoints
+    places = np.empty((len(demos.transitions), 1 + bool(columns), demos.state_dim), np.float32)
+    ahead = np.ones(places.shape[:2], bool)
+    for episode in np.unique(demos.episode_ids):
+        rows = np.flatnonzero(demos.episode_ids == episode)
+        commands = (row for row in rows if demos.transitions[row]["actions"][columns].any())
+        first = next(commands, rows[-1])
+        for waypoint, row in enumerate([first, rows[-1]][-places.shape[1] :]):
+            places[rows, waypoint] = demos.transitions[row]["next_observations"]["state"]
+            ahead[rows, waypoint] = rows <= row
+    return places, ahead

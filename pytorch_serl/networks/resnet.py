@@ -6,7 +6,7 @@ A frozen backbone's feature map never changes, so replay stores that instead of 
 Reference: HIL-SERL (arXiv 2410.21845) vision/resnet_v1.py and common/encoding.py.
 
 With a waypoint branch, which the original has not, the map comes with its keypoints, (B, 552, 16) together, and another
-64 numbers of the encoding say where the arm is to go next (networks/waypoint.py).
+64 numbers of the encoding say where the arm is to go (networks/waypoint.py).
 """
 
 from collections.abc import Iterable
@@ -148,10 +148,11 @@ class ImageHead(nn.Module):
         pooled = torch.bmm(self.embeddings.transpose(1, 2), feature_map.permute(1, 2, 0))  # (512, 8, B)
         return pooled.flatten(0, 1).T
 
-    def forward(self, pooled: torch.Tensor, dropout: bool = False) -> torch.Tensor:
-        """(B, 4096) -> (B, 256). Dropout acts only where the caller asks (the actor's training pass)."""
-        if dropout and self.dropout:
-            pooled = fast_dropout(pooled, self.dropout)
+    def forward(self, pooled: torch.Tensor, dropout: bool | float = False) -> torch.Tensor:
+        """(B, 4096) -> (B, 256). Dropout acts only where the caller asks: at this head's rate, or at another one."""
+        rate = self.dropout if dropout is True else float(dropout)
+        if rate:
+            pooled = fast_dropout(pooled, rate)
         dense = torch.addmm(self.bottleneck.bias[:, None], self.bottleneck.weight, pooled.T)  # (256, B), as pooled lies
         return torch.tanh(self.norm(dense.T))
 
@@ -217,7 +218,7 @@ class ObservationEncoder(nn.Module):
         state_dim: int,
         dropout: float,
         trainable_backbone: bool = False,
-        waypoint: bool = False,
+        num_waypoints: int = 0,
     ):
         super().__init__()
         self.image_keys = list(image_keys)
@@ -229,15 +230,15 @@ class ObservationEncoder(nn.Module):
         self.state_dim = state_dim
         self.encoding_dim = BOTTLENECK_DIM * len(self.image_keys) + (STATE_EMBEDDING_DIM if state_dim else 0)
         self.waypoint = None
-        if waypoint:
-            self.waypoint = Waypoint(KEYPOINT_ROWS * 16 * len(self.image_keys), state_dim)
+        if num_waypoints:
+            self.waypoint = Waypoint(KEYPOINT_ROWS * 16 * len(self.image_keys), state_dim, num_waypoints)
             self.encoding_dim += BRANCH_DIM
 
     def pool(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen feature maps (B, 512, 16), or uint8 images for trainable backbones, to pooled (B, 4096) by camera.
 
-        With a waypoint branch the maps come with their keypoints (B, 552, 16), and `waypoint` (B, state_dim) is where
-        the arm is to go. This is the part that a pass with and one without dropout share; `state` goes through
+        With a waypoint branch the maps come with their keypoints (B, 552, 16), and `waypoint` (B, W * state_dim) says
+        where the arm is to go. This is the part that a pass with and one without dropout share; `state` goes through
         unchanged.
         """
         maps = {k: self.backbones[k](obs[k]) if k in self.backbones else obs[k] for k in self.image_keys}
@@ -251,8 +252,8 @@ class ObservationEncoder(nn.Module):
         points = [obs[k][:, FEATURE_SHAPE[0] :].flatten(1) for k in self.image_keys]
         return torch.cat([*points, obs["state"]], -1)
 
-    def forward(self, pooled: dict[str, torch.Tensor], dropout: bool = False) -> torch.Tensor:
-        """`pool`'s output to the encoding (B, encoding_dim): cameras in `image_keys` order, then the state."""
+    def forward(self, pooled: dict[str, torch.Tensor], dropout: bool | float = False) -> torch.Tensor:
+        """`pool`'s output to the encoding (B, encoding_dim): cameras in `image_keys` order, state, waypoint."""
         parts = [self.heads[key](pooled[key], dropout) for key in self.image_keys]
         if self.state_dim:
             parts.append(torch.tanh(self.state_norm(self.state_dense(pooled["state"]))))

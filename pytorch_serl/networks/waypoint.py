@@ -1,9 +1,9 @@
-"""Where the arm is to go next, read from the picture by a linear function that the demos fit in closed form.
+"""Where the arm is to go, read from the picture by a linear function that the demos fit in closed form.
 
-The waypoint of a step is the state at the next gripper command, or at the end of the episode (James and Davison,
-arXiv 2105.14829, call it a keyframe): where the cube, the hole or the goal was. Cloned actions tell little of that
-place, since far from it they are all as large as they may be; the demos' own states tell it in every frame. And a
-backbone's map tells it badly, where two dozen scenes have as many lights; keypoints do not mind the light: for each
+Waypoints are the state at the first gripper command and at the end of the episode (James and Davison, arXiv
+2105.14829, call such places keyframes): where the cube, the hole or the goal was. Cloned actions tell little of these
+places, since far from them they are all as large as they may be; the demos' own states tell them in every frame. And a
+backbone's map tells them badly, where two dozen scenes have as many lights; keypoints do not mind the light: for each
 channel of a block's map, the mean place of a softmax over it (spatial softmax; Levine et al., arXiv 1504.00702).
 20 demos are enough for a ridge regression, and too few for gradient descent; docs/results.md has what it is worth.
 """
@@ -19,6 +19,7 @@ from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense
 
 BRANCH_DIM = 64
 PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
+LARGEST = 3.0  # standard deviations
 MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
@@ -33,62 +34,71 @@ def keypoints(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 class Waypoint(nn.Module):
-    """The displacement to the waypoint in standard deviations of the demos', and a branch of the encoder on it.
+    """The displacements to the waypoints in standard deviations of the demos', and a branch of the encoder on them.
 
     `weight` and `bias` are fitted, not trained: all 0 until `fit`.
 
     Args:
         num_keypoints: coordinates of all cameras together.
         state_dim: length of `state`, and of a waypoint.
+        num_waypoints: W.
     """
 
-    def __init__(self, num_keypoints: int, state_dim: int):
+    def __init__(self, num_keypoints: int, state_dim: int, num_waypoints: int):
         super().__init__()
-        weight = torch.zeros(state_dim, num_keypoints + state_dim, dtype=torch.float32)
+        self.state_dim, outputs = state_dim, num_waypoints * state_dim
+        weight = torch.zeros(outputs, num_keypoints + state_dim, dtype=torch.float32)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(state_dim, dtype=torch.float32), requires_grad=False)
-        self.dense = dense(state_dim, BRANCH_DIM)
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float32), requires_grad=False)
+        self.dense = dense(outputs, BRANCH_DIM)
         self.norm = nn.LayerNorm(BRANCH_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
 
     def read(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Keypoints and state (B, num_keypoints + state_dim) to the standardised displacement (B, state_dim)."""
-        return F.linear(inputs, self.weight, self.bias)
+        """Keypoints and state (B, num_keypoints + state_dim) to standardised displacements (B, W * state_dim).
 
-    def forward(self, waypoint: torch.Tensor) -> torch.Tensor:
+        They are clipped: behind a waypoint nothing says what is read of it, and it must not drown the others.
+        """
+        return F.linear(inputs, self.weight, self.bias).clamp(-LARGEST, LARGEST)
+
+    def forward(self, waypoints: torch.Tensor) -> torch.Tensor:
         """What `read` returned to the branch's part of the encoding (B, 64)."""
-        return torch.tanh(self.norm(self.dense(waypoint)))
+        return torch.tanh(self.norm(self.dense(waypoints)))
 
     @property
     def is_fitted(self) -> bool:
         return bool(self.weight.any())
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, displacements: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    def fit(self, inputs: np.ndarray, displacements: np.ndarray, ahead: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         """Fit `weight` and `bias`.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
-            displacements: (N, state_dim), waypoint minus state, in the state's units.
+            displacements: (N, W, state_dim), waypoints minus state, in the state's units.
+            ahead: (N, W) bool, the rows that count for a waypoint; rows of two episodes or more.
             episodes: (N,) of which episode a row is.
-        Returns: (state_dim,) the root mean square of the displacements' error in episodes left out of the fit, over
+        Returns: (W, state_dim) the root mean square of the displacements' error in episodes left out of the fit, over
             their standard deviation; 0 where they do not vary.
         """
-        rows = np.unique(np.linspace(0, len(inputs) - 1, MAX_ROWS).round().astype(int))
-        x, y = inputs[rows].astype(np.float64), displacements[rows].astype(np.float64)
-        spread = y.std(0)
-        spread[spread < 1e-6 * max(1.0, spread.max())] = np.inf  # never moves: nothing to read
-        scale = self._scale(x)
-        line = ridge(x * scale, y / spread, episodes[rows])
-        self.weight.copy_(torch.from_numpy((scale[:, None] * line.weight).T))
-        self.bias.copy_(torch.from_numpy(line.bias))
-        return line.error
+        scale, errors = self._scale(inputs.astype(np.float64)), []
+        for waypoint in range(displacements.shape[1]):
+            rows = np.flatnonzero(ahead[:, waypoint])
+            rows = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))]
+            y = displacements[rows, waypoint].astype(np.float64)
+            spread = y.std(0)
+            spread[spread < 1e-6 * max(1.0, spread.max())] = np.inf  # never moves: nothing to read
+            line = ridge(inputs[rows] * scale, y / spread, episodes[rows])
+            outputs = slice(waypoint * self.state_dim, (waypoint + 1) * self.state_dim)
+            self.weight[outputs] = torch.from_numpy((scale[:, None] * line.weight).T).to(self.weight)
+            self.bias[outputs] = torch.from_numpy(line.bias).to(self.bias)
+            errors.append(line.error)
+        return np.stack(errors)
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
         """Factors (D,) that give the keypoints altogether and every entry of the state a variance of 1 or less."""
-        state_dim = len(self.bias)
         variance = x.var(0)
-        points, state = variance[:-state_dim].sum(), variance[-state_dim:]
-        scale = np.concatenate([np.full(len(variance) - state_dim, points), state * state_dim])
+        points, state = variance[: -self.state_dim].sum(), variance[-self.state_dim :]
+        scale = np.concatenate([np.full(len(variance) - self.state_dim, points), state * self.state_dim])
         return 1 / np.sqrt(np.where(scale > 1e-12, scale, np.inf))
 
 

@@ -20,7 +20,7 @@ from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.rewards import return_bounds
-from pytorch_serl.data.waypoints import next_waypoints
+from pytorch_serl.data.waypoints import waypoints
 from pytorch_serl.envs import short_names
 from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuman
 from pytorch_serl.networks.resnet import ResNet10
@@ -231,11 +231,12 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
     batches = (batch["observations"] for batch in buffer.in_order(256))
     inputs = [agent.encoder.waypoint_inputs({k: torch.as_tensor(v).float() for k, v in obs.items()}) for obs in batches]
     states = np.array([transition["observations"]["state"] for transition in demos.transitions])
-    displacements = next_waypoints(demos) - states
-    error = agent.fit_waypoint(torch.cat(inputs).numpy()[rows], displacements[rows], demos.episode_ids[rows])
+    places, ahead = waypoints(demos)
+    data = torch.cat(inputs).numpy(), places - states[:, None], ahead, demos.episode_ids
+    error = agent.fit_waypoint(*(x[rows] for x in data))
     print(
-        f"waypoints: in demos left out the frames tell where the arm goes next with an error of {np.median(error):.0%} "
-        f"of its spread (median of the state's entries; {error.min():.0%} to {error.max():.0%})"
+        "waypoints: in demos left out, frames tell where the arm goes with an error of "
+        f"{np.median(error):.0%} of its spread (median of the state's entries; {error.min():.0%} to {error.max():.0%})"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.agents.sac import CLONE_STD, SACAgent
+from pytorch_serl.agents.sac import CLONE_DROPOUT, CLONE_STD, SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
@@ -124,7 +124,11 @@ class Learner:
         plan = self.schedule
         batch = self.demo.sample(plan.batch_size)
         critics = self.pretrained >= plan.pretrain_steps - CRITIC_STEPS
-        cloning = {"clone_weight": plan.clone_weight or 1.0, "clone_std": plan.clone_std}
+        cloning = {
+            "clone_weight": plan.clone_weight or 1.0,
+            "clone_std": plan.clone_std,
+            "clone_dropout": CLONE_DROPOUT,
+        }
         info = self.update(batch, train_critic=critics, sac_weight=0.0, critics_train_encoder=False, **cloning)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
@@ -146,7 +150,7 @@ class Learner:
             for _ in range(plan.cta_ratio - 1):
                 self.update(batches[-1], critic_only=True, critics_train_encoder=not clone)
                 batches.append(self.sample(plan.batch_size))
-            cloning = {"clone_weight": clone, "clone_std": plan.clone_std}
+            cloning = {"clone_weight": clone, "clone_std": plan.clone_std, "clone_dropout": CLONE_DROPOUT}
             info = self.update(batches[-1], critics_train_encoder=not clone, **cloning)
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
@@ -156,7 +160,7 @@ class Learner:
         plan = self.schedule
         for _ in range(plan.cycles_per_step * plan.cta_ratio):
             batch = self.demo.sample(plan.batch_size)
-            cloning = {"clone_weight": plan.clone_weight, "clone_std": plan.clone_std}
+            cloning = {"clone_weight": plan.clone_weight, "clone_std": plan.clone_std, "clone_dropout": CLONE_DROPOUT}
             info = self.update(batch, train_critic=False, sac_weight=0.0, **cloning)
             check_numbers(info, [batch], self.save_dir, f"environment step {step}")
         return info

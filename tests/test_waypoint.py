@@ -1,0 +1,250 @@
+"""The waypoint branch: what it reads, how it is fitted, what of it is stored, saved and sent."""
+
+import numpy as np
+import pytest
+import torch
+
+from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.data.demos import Demos, read_demos
+from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.data.waypoints import waypoints
+from pytorch_serl.export.policy import Policy
+from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.networks.waypoint import Waypoint, keypoints, ridge
+from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
+from pytorch_serl.training import build
+from tests.runs import FIXED, make_demos
+
+LEARNED = "single-arm-learned-gripper"
+
+
+def make_agent(cameras=("a", "b"), seed=0, **settings):
+    torch.manual_seed(seed)
+    return SACAgent(cameras, 6, state_dim=3, device="cpu", **{"waypoint": True} | settings)
+
+
+def fitted(agent, seed=0):
+    """The agent with a branch that reads something."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((30, agent.encoder.waypoint.weight.shape[1]))
+    places = (inputs[:, :3] + inputs[:, -3:])[:, None].repeat(2 if agent.num_grippers else 1, 1)
+    agent.fit_waypoint(inputs, places, np.ones(places.shape[:2], bool), np.arange(30) // 3)
+    return agent
+
+
+def frames(agent, seed=0, size=48):
+    rng = np.random.default_rng(seed)
+    obs = {k: rng.integers(0, 256, (size, size, 3), np.uint8) for k in agent.image_keys}
+    return obs | {"state": rng.standard_normal(3, dtype=np.float32)}
+
+
+# ---------------------------------------------------------------- what it reads
+
+
+def test_a_keypoint_lies_where_its_channel_answers_whatever_the_light():
+    feature_map = torch.zeros(1, 2, 32, 32)
+    feature_map[0, 0, 8, 24] = feature_map[0, 1, 31, 0] = 5.0
+    points = keypoints(feature_map)
+    x, y = points[0, :2], points[0, 2:]
+    place = torch.linspace(-1, 1, 32)
+    torch.testing.assert_close(x, torch.stack([place[24], place[0]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y, torch.stack([place[8], place[31]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(keypoints(3.0 * feature_map + 7.0), points, atol=1e-3, rtol=0)
+    torch.testing.assert_close(keypoints(torch.ones(1, 2, 4, 4)), torch.zeros(1, 4))  # says nothing: the middle
+
+
+@pytest.mark.parametrize("rows, columns", [(12, 40), (60, 5)])
+def test_ridge_is_the_best_of_all_penalties_over_groups_left_out(rows, columns):
+    rng = np.random.default_rng(0)
+    x, groups = rng.standard_normal((rows, columns)), np.arange(rows) // 4
+    y = x @ rng.standard_normal((columns, 2)) + 0.3 * rng.standard_normal((rows, 2)) + 5.0
+    line = ridge(x, y, groups)
+
+    def plain(penalty, rest):  # the penalised least squares of these rows, around the means of all
+        centred, wanted = (x - x.mean(0))[rest], (y - y.mean(0))[rest]
+        return np.linalg.solve(centred.T @ centred + penalty * np.eye(columns), centred.T @ wanted)
+
+    penalties = ((x - x.mean(0)) ** 2).sum() / rows * 10.0 ** np.arange(-5.0, 2.0, 0.5)
+    errors = []
+    for penalty in penalties:
+        left = [
+            (y - y.mean(0))[groups == g] - (x - x.mean(0))[groups == g] @ plain(penalty, groups != g)
+            for g in np.unique(groups)
+        ]
+        errors.append(np.sqrt((np.concatenate(left) ** 2).mean(0)))
+    best = int(np.argmin([(error**2).mean() for error in errors]))
+    np.testing.assert_allclose(line.error, errors[best], rtol=1e-6)
+    np.testing.assert_allclose(line.weight, plain(penalties[best], slice(None)), atol=1e-8)
+    np.testing.assert_allclose(line.bias, y.mean(0) - x.mean(0) @ line.weight)
+
+
+def test_a_fit_reads_in_standard_deviations_what_is_ahead_and_nothing_that_never_moves():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((200, 8 + 3)).astype(np.float32)
+    inputs[:, -1] = 4.0  # a state's entry that never changes
+    end = np.stack([100.0 * inputs[:, 0], 0.01 * inputs[:, 1] + 3.0, np.zeros(200)], 1)
+    first, ahead = np.where(np.arange(200)[:, None] % 10 < 4, end, 1e6), np.ones((200, 2), bool)
+    ahead[:, 0] = np.arange(200) % 10 < 4
+    waypoint = Waypoint(8, 3, 2)
+    assert not waypoint.is_fitted
+    error = waypoint.fit(inputs, np.stack([first, end], 1), ahead, np.arange(200) // 10)
+    assert waypoint.is_fitted and error.shape == (2, 3) and error.max() < 0.02 and not error[:, 2].any()
+    read = waypoint.read(torch.from_numpy(inputs)).numpy()
+    for part, rows in ((read[:, :3], ahead[:, 0]), (read[:, 3:], ahead[:, 1])):
+        x = inputs[rows, :2].astype(np.float64)
+        wanted = np.stack([x[:, 0] / x[:, 0].std(), (x[:, 1] - 0.0) / x[:, 1].std() + 300 / x[:, 1].std()], 1)
+        np.testing.assert_allclose(part[rows, 0], wanted[:, 0].clip(-3, 3), atol=0.02)
+        np.testing.assert_allclose(part[rows, 1], 3.0)  # always the same way, and clipped
+        assert not part[:, 2].any()
+
+
+# ---------------------------------------------------------------- waypoints of demos
+
+
+def demos_of(commands, setup_mode):
+    """Two episodes alike whose state counts their steps; `commands`: (T, grippers)."""
+    arms = len(commands[0]) or 1
+    transitions = []
+    for _ in range(2):
+        for step, command in enumerate(commands):
+            blocks = [[0.5] * 2 + ([command[arm]] if command else []) for arm in range(arms)]
+            at = [{"state": np.array([step + k], np.float32)} for k in (0, 1)]
+            action = np.array(blocks, np.float32).ravel()
+            transitions.append({"observations": at[0], "next_observations": at[1], "actions": action})
+    return Demos(transitions, np.repeat([0, 1], len(commands)), [], {}, 1, len(action), setup_mode)
+
+
+@pytest.mark.parametrize(
+    "setup_mode, commands, first, ahead",
+    [
+        (FIXED, [()] * 3, None, None),
+        (LEARNED, [(0,), (-1,), (0,), (1,)], 2, [1, 1, 0, 0]),
+        (LEARNED, [(0,), (0,)], 2, [1, 1]),  # no command: the end
+        ("dual-arm-learned-gripper", [(0, 0), (0, -1), (-1, -1), (0, 0)], 2, [1, 1, 0, 0]),
+    ],
+)
+def test_waypoints_are_the_first_gripper_command_and_the_end(setup_mode, commands, first, ahead):
+    places, still_ahead = waypoints(demos_of(commands, setup_mode))
+    assert (places[:, -1, 0] == len(commands)).all() and still_ahead[:, -1].all()
+    assert places.shape[1] == (1 if first is None else 2)
+    if first is not None:
+        assert (places[:, 0, 0] == first).all() and still_ahead[:, 0].tolist() == 2 * [bool(a) for a in ahead]
+
+
+# ---------------------------------------------------------------- in an agent
+
+
+def test_keypoints_are_stored_beside_the_map_and_those_of_the_whole_frame_in_every_view():
+    agent = make_agent()
+    obs = frames(agent)
+    stored = agent.encode_frames(obs, views=3)
+    assert stored["a"].shape == (3, 552, 16) == (3, *agent.feature_shape)
+    assert make_agent(waypoint=False).feature_shape == (512, 16)
+    assert (stored["a"][:, 512:] == stored["a"][0, 512:]).all()
+    assert not np.array_equal(stored["a"][0, :512], stored["a"][1, :512])
+    with torch.no_grad():
+        maps = agent.backbone(torch.from_numpy(obs["a"])[None])[0]
+    np.testing.assert_allclose(stored["a"][0, :512], maps.numpy(), atol=2e-3)
+    cropped = agent._features(agent._tensors({k: v[None] for k, v in obs.items()}), augment=True)
+    np.testing.assert_allclose(cropped["b"][0, 512:].numpy(), stored["b"][0, 512:], atol=1e-3)
+
+
+def test_frames_and_what_is_stored_of_them_give_the_same_action_and_the_branch_counts():
+    agent = fitted(make_agent())
+    obs = frames(agent)
+    stored = {k: v if k == "state" else v[0] for k, v in agent.encode_frames(obs).items()}
+    action = agent.sample_actions(obs, argmax=True)
+    np.testing.assert_allclose(agent.sample_actions(stored, argmax=True), action, atol=2e-3)
+    agent.encoder.waypoint.bias.add_(1.0)
+    assert np.abs(agent.sample_actions(obs, argmax=True) - action).max() > 1e-3
+
+
+def test_a_fit_reaches_the_target_at_once_and_no_update_moves_it():
+    agent, rng = fitted(make_agent(["a"])), np.random.default_rng(0)
+    online, target = (networks["encoder"].waypoint for networks in (agent.online, agent.target))
+    read, trained = online.weight.clone(), online.dense.weight.clone()
+    assert torch.equal(target.weight, read) and torch.equal(target.bias, online.bias)
+    frame = {"a": rng.standard_normal((4, 552, 16), np.float32), "state": rng.standard_normal((4, 3), np.float32)}
+    batch = {"observations": frame, "next_observations": frame, "actions": np.full((4, 6), 0.5, np.float32)}
+    agent.update(batch | {"rewards": np.ones(4), "masks": np.ones(4)}, clone_weight=1.0)
+    assert torch.equal(online.weight, read) and torch.equal(target.weight, read)
+    assert not torch.equal(online.dense.weight, trained)
+
+
+def test_a_saved_policy_reads_as_before_and_an_agent_without_the_branch_refuses_it(tmp_path):
+    agent = fitted(make_agent(["a"]))
+    agent.save_policy(tmp_path / "best.pt")
+    obs = frames(agent)
+    loaded = build.load_agent(tmp_path / "best.pt")
+    np.testing.assert_array_equal(loaded.sample_actions(obs, argmax=True), agent.sample_actions(obs, argmax=True))
+    with pytest.raises(ValueError, match="waypoint is True, here False"):
+        make_agent(["a"], waypoint=False).load(tmp_path / "best.pt")
+
+
+def test_a_checkpoint_from_before_the_branch_is_loaded_without_it(tmp_path):
+    path = make_demos(tmp_path / "demos.pkl")
+    demos = read_demos(path, ["image"], FIXED)
+    settings = dict(lr=3e-4, discount=0.95, device="cpu", backbone=ResNet10(), trainable=False)
+    old = make_agent(["image"], waypoint=False)
+    state = old.state_dict()
+    del state["config"]["waypoint"]
+    torch.save(state, tmp_path / "old.pt")
+    assert build.make_agent(demos, **settings).encoder.waypoint is not None
+    agent = build.make_agent(demos, **settings, start=tmp_path / "old.pt")
+    agent.load(tmp_path / "old.pt")
+    obs = {k: v for k, v in demos.transitions[0]["observations"].items()}
+    np.testing.assert_array_equal(agent.sample_actions(obs, argmax=True), old.sample_actions(obs, argmax=True))
+    assert build.load_agent(tmp_path / "old.pt").encoder.waypoint is None
+
+
+@pytest.mark.parametrize("settings", [{"trainable_backbone": True}, {"state_dim": 0}, {"image_keys": []}])
+def test_the_branch_wants_frames_a_state_and_a_frozen_backbone(settings):
+    with pytest.raises(ValueError, match="waypoint needs cameras, a state_dim above 0 and a frozen backbone"):
+        SACAgent(**{"image_keys": ["a"], "action_dim": 6, "state_dim": 3, "waypoint": True, "device": "cpu"} | settings)
+
+
+def test_what_acts_elsewhere_gets_the_fit_with_the_parameters():
+    agent, other = fitted(make_agent(["a"])), make_agent(["a"], seed=1)
+    unpack(pack(acting_modules(agent)), acting_modules(other))
+    assert torch.equal(other.encoder.waypoint.weight, agent.encoder.waypoint.weight)
+
+
+def test_an_exported_policy_reads_the_waypoint_too():
+    torch.manual_seed(0)
+    agent = fitted(SACHybridAgent(["a"], 6, 3, state_dim=3, waypoint=True, device="cpu"))
+    obs = {k: torch.from_numpy(v)[None] for k, v in frames(agent, size=128).items()}
+    with torch.no_grad():
+        action = Policy(agent)(obs)
+    np.testing.assert_allclose(action.numpy(), agent.sample_actions(obs, argmax=True), atol=1e-4)
+
+
+# ---------------------------------------------------------------- from demos
+
+
+def buffer_of(demos, agent):
+    buffer = ReplayBuffer(2 * len(demos.transitions), agent.image_keys)
+    build.add_demos(buffer, demos, agent, views=2)
+    return buffer
+
+
+def test_demos_fit_the_branch_and_failed_ones_do_not_count(tmp_path, capsys):
+    demos = read_demos(make_demos(tmp_path / "demos.pkl"), ["image"], FIXED)
+    agents = [make_agent(["image"]) for _ in range(3)]
+    build.fit_waypoint(agents[0], buffer_of(demos, agents[0]), demos)
+    assert agents[0].encoder.waypoint.is_fitted
+    assert "in demos left out, frames tell where the arm goes with an error of" in capsys.readouterr().out
+
+    failed = demos.episode_ids == 0
+    for row in np.flatnonzero(failed):
+        demos.transitions[row]["rewards"], demos.transitions[row]["masks"] = 0.0, 1.0
+    build.fit_waypoint(agents[1], buffer_of(demos, agents[1]), demos)
+    assert not torch.equal(agents[1].encoder.waypoint.weight, agents[0].encoder.waypoint.weight)
+    before = agents[1].encoder.waypoint.weight.clone()
+    build.fit_waypoint(agents[1], buffer_of(demos, agents[1]), demos)  # fitted already: another run's demos
+    assert torch.equal(agents[1].encoder.waypoint.weight, before)
+
+    for transition in demos.transitions:
+        transition["rewards"], transition["masks"] = 0.0, 1.0
+    build.fit_waypoint(agents[2], buffer_of(demos, agents[2]), demos)
+    assert not agents[2].encoder.waypoint.is_fitted
+    assert "waypoints: not learned, which takes two successful demos" in capsys.readouterr().out
