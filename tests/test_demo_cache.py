@@ -12,6 +12,7 @@ import train_offline
 from pytorch_serl.agents.base import PixelAgent
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
+from pytorch_serl.networks.resnet import ObservationEncoder
 from pytorch_serl.training import build, demo_cache
 from pytorch_serl.training.run import seed_all
 from pytorch_serl.utils.files import load_checkpoint
@@ -51,6 +52,7 @@ def filled(path, backbone, keep=True, seed=0, views=2, keys=KEYS):
     demos = read_demos(path, keys, FIXED)
     agent = PixelAgent()  # all that encoding needs of one
     agent.image_keys, agent.state_dim, agent.device, agent.backbone = keys, 3, torch.device("cpu"), backbone
+    agent.encoder = ObservationEncoder(keys, 3, dropout=0.0)
     buffer = ReplayBuffer(50, keys)
     seed_all(seed)
     build.add_demos(buffer, demos, agent, views, keep=keep)

@@ -20,6 +20,7 @@ from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense
 BRANCH_DIM = 64
 PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
 LARGEST = 3.0  # standard deviations
+MAX_ERROR = 0.25  # of the waypoints' spread, in episodes left out of the fit
 MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
@@ -70,28 +71,33 @@ class Waypoint(nn.Module):
 
     @torch.no_grad()
     def fit(self, inputs: np.ndarray, displacements: np.ndarray, ahead: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-        """Fit `weight` and `bias`.
+        """Fit `weight` and `bias`; a number that the frames do not tell to within MAX_ERROR stays 0.
+
+        In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
             displacements: (N, W, state_dim), waypoints minus state, in the state's units.
             ahead: (N, W) bool, the rows that count for a waypoint; rows of two episodes or more.
             episodes: (N,) of which episode a row is.
-        Returns: (W, state_dim) the root mean square of the displacements' error in episodes left out of the fit, over
-            their standard deviation; 0 where they do not vary.
+        Returns: (W, state_dim) the root mean square error in episodes left out of the fit, over the waypoints' standard
+            deviation: 1 where the frames tell nothing of a waypoint that the state did not, and as little where it is
+            always the same.
         """
         scale, errors = self._scale(inputs.astype(np.float64)), []
         for waypoint in range(displacements.shape[1]):
             rows = np.flatnonzero(ahead[:, waypoint])
             rows = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))]
             y = displacements[rows, waypoint].astype(np.float64)
-            spread = y.std(0)
-            spread[spread < 1e-6 * max(1.0, spread.max())] = np.inf  # never moves: nothing to read
-            line = ridge(inputs[rows] * scale, y / spread, episodes[rows])
+            spread, places = y.std(0), (y + inputs[rows, -self.state_dim :]).std(0)
+            varies = np.minimum(spread, places) > 1e-6 * max(1.0, spread.max())
+            line = ridge(inputs[rows] * scale, y / np.where(varies, spread, 1.0), episodes[rows])
+            error = np.where(varies, line.error * spread / np.where(varies, places, 1.0), 1.0)
+            told = error <= MAX_ERROR
             outputs = slice(waypoint * self.state_dim, (waypoint + 1) * self.state_dim)
-            self.weight[outputs] = torch.from_numpy((scale[:, None] * line.weight).T).to(self.weight)
-            self.bias[outputs] = torch.from_numpy(line.bias).to(self.bias)
-            errors.append(line.error)
+            self.weight[outputs] = torch.from_numpy((scale[:, None] * line.weight * told).T).to(self.weight)
+            self.bias[outputs] = torch.from_numpy(line.bias * told).to(self.bias)
+            errors.append(error)
         return np.stack(errors)
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
