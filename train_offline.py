@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pytorch_serl.agents.sac import CLONE_DROPOUT
 from pytorch_serl.data.demos import read_demos, split_episodes
 from pytorch_serl.data.oddities import start_bounds
 from pytorch_serl.data.replay_buffer import ReplayBuffer
@@ -68,7 +67,7 @@ from pytorch_serl.training.run import (
 )
 from pytorch_serl.utils.signals import catch_stops
 
-CLONING = {"sac_weight": 0.0, "clone_weight": 20.0, "clone_dropout": CLONE_DROPOUT}
+CLONING = {"sac_weight": 0.0, "clone_weight": 20.0}
 UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper has to prevail over its learned Q
     "awac": CLONING | {"advantage_weighted": True},
     "bc": CLONING | {"train_critic": False},  # the same weight: the same clone
@@ -258,7 +257,9 @@ class OfflineTraining:
 
     def run(self, step, log):
         """The loop from `step` on; returns the last step. Ctrl-C saves the last whole update and says where."""
-        args, first = self.args, step
+        args, first, options = self.args, step, dict(self.update_options)
+        if "clone_weight" in options:
+            options["clone_dropout"] = build.clone_dropout(self.agent)
         self.clock.before = self.progress["minutes"]
         catch_stops()
         bar = tqdm(total=args.max_steps, initial=step, unit="update", desc="training", mininterval=1)
@@ -271,7 +272,7 @@ class OfflineTraining:
                     break
                 with uninterrupted():
                     batch = self.demo.sample(args.batch_size)
-                    info = self.update(batch, **self.update_options)
+                    info = self.update(batch, **options)
                     step += 1
                 bar.update()
                 if step % LOG_EVERY == 0:

@@ -242,10 +242,10 @@ class ObservationEncoder(nn.Module):
         unchanged.
         """
         maps = {k: self.backbones[k](obs[k]) if k in self.backbones else obs[k] for k in self.image_keys}
-        pooled = obs | {k: self.heads[k].pool(v[:, : FEATURE_SHAPE[0]]) for k, v in maps.items()}
-        if self.waypoint is not None:
-            pooled["waypoint"] = self.waypoint.read(self.waypoint_inputs(obs))
-        return pooled
+        if self.waypoint is None:
+            return obs | {k: self.heads[k].pool(v) for k, v in maps.items()}
+        pooled = {k: self.heads[k].pool(v[:, : FEATURE_SHAPE[0]]) for k, v in maps.items()}
+        return obs | pooled | {"waypoint": self.waypoint.read(self.waypoint_inputs(obs))}
 
     def waypoint_inputs(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Every camera's keypoints, then the state: (B, 640 * cameras + state_dim)."""

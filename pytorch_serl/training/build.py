@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
+from pytorch_serl.agents.sac import CLONE_DROPOUT, SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
@@ -240,6 +240,12 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
         f"waypoints: the frames tell {told} of {error.size} numbers of where the arm goes to within {MAX_ERROR:.0%} of "
         f"their spread (the best: {error.min():.0%}), in demos left out; the policy gets these beside the pictures"
     )
+
+
+def clone_dropout(agent: SACAgent) -> float:
+    """CLONE_DROPOUT where frames tell waypoints, else 0: then the clone has only the maps to see by, and needs them."""
+    waypoint = agent.encoder.waypoint
+    return CLONE_DROPOUT if waypoint is not None and waypoint.is_fitted else 0.0
 
 
 def _frames_in_order(transitions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bool]]:

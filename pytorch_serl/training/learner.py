@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pytorch_serl.agents.sac import CLONE_DROPOUT, CLONE_STD, SACAgent
+from pytorch_serl.agents.sac import CLONE_STD, SACAgent
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
@@ -71,7 +71,7 @@ class Learner:
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
-        self.pretrained = 0
+        self.pretrained, self.clone_dropout = 0, 0.0
         self.episode: list[dict[str, Any]] = []  # the transitions of the one that goes on
 
     # ---------------------------------------------------------------- data
@@ -81,6 +81,7 @@ class Learner:
         progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
         build.add_demos(self.demo, demos, self.agent, self.views, progress=progress, keep=True)
         build.fit_waypoint(self.agent, self.demo, demos)
+        self.clone_dropout = build.clone_dropout(self.agent)
 
     def full_size_gb(self) -> tuple[float, float]:
         """Memory in GB of the buffers of demos and corrections, and of online experience, when they are full."""
@@ -115,6 +116,10 @@ class Learner:
 
     # ---------------------------------------------------------------- learning
 
+    def cloning(self, weight: float) -> dict[str, float]:
+        """The options of an update's cloning term."""
+        return {"clone_weight": weight, "clone_std": self.schedule.clone_std, "clone_dropout": self.clone_dropout}
+
     def pretrain(self) -> dict[str, torch.Tensor]:
         """One update of cloning the demos, in the last CRITIC_STEPS with the critics trained beside it.
 
@@ -124,11 +129,7 @@ class Learner:
         plan = self.schedule
         batch = self.demo.sample(plan.batch_size)
         critics = self.pretrained >= plan.pretrain_steps - CRITIC_STEPS
-        cloning = {
-            "clone_weight": plan.clone_weight or 1.0,
-            "clone_std": plan.clone_std,
-            "clone_dropout": CLONE_DROPOUT,
-        }
+        cloning = self.cloning(plan.clone_weight or 1.0)
         info = self.update(batch, train_critic=critics, sac_weight=0.0, critics_train_encoder=False, **cloning)
         self.pretrained += 1
         check_numbers(info, [batch], self.save_dir, f"pretraining update {self.pretrained}")
@@ -150,8 +151,7 @@ class Learner:
             for _ in range(plan.cta_ratio - 1):
                 self.update(batches[-1], critic_only=True, critics_train_encoder=not clone)
                 batches.append(self.sample(plan.batch_size))
-            cloning = {"clone_weight": clone, "clone_std": plan.clone_std, "clone_dropout": CLONE_DROPOUT}
-            info = self.update(batches[-1], critics_train_encoder=not clone, **cloning)
+            info = self.update(batches[-1], critics_train_encoder=not clone, **self.cloning(clone))
             check_numbers(info, batches, self.save_dir, f"environment step {step}")
         return info
 
@@ -160,8 +160,7 @@ class Learner:
         plan = self.schedule
         for _ in range(plan.cycles_per_step * plan.cta_ratio):
             batch = self.demo.sample(plan.batch_size)
-            cloning = {"clone_weight": plan.clone_weight, "clone_std": plan.clone_std, "clone_dropout": CLONE_DROPOUT}
-            info = self.update(batch, train_critic=False, sac_weight=0.0, **cloning)
+            info = self.update(batch, train_critic=False, sac_weight=0.0, **self.cloning(plan.clone_weight))
             check_numbers(info, [batch], self.save_dir, f"environment step {step}")
         return info
 
@@ -191,7 +190,7 @@ class Learner:
     def load(self) -> tuple[int, dict[str, Any]]:
         """Take over what `save` wrote; returns its step and progress."""
         step, progress = self.checkpoint.load()
-        self.pretrained = progress["pretrained"]
+        self.pretrained, self.clone_dropout = progress["pretrained"], build.clone_dropout(self.agent)
         return step, progress
 
     def recover(self, first: int, end: int | None = None) -> tuple[int, int]:
