@@ -8,11 +8,11 @@ import time
 import numpy as np
 import torch
 
+from pytorch_serl.networks import waypoint
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.networks.shipped import SHIPPED_PATH
 from pytorch_serl.training.backbone import PUBLISHED_PATH, find_backbone, read_backbone, shipped_backbone
 
-PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
 PASS = 16  # frames
 
 
@@ -51,23 +51,10 @@ def features(backbone: ResNet10, frames: np.ndarray) -> tuple[np.ndarray, float]
 def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """What a linear function, fitted to x (N, D) and y (N, K), says about `others` (M, D): (M, K).
 
-    The penalty is the one of least error where every group of the N in turn is left out. Frames of one episode are
-    like each other and belong into one group; without `groups` each is alone.
+    Frames of one episode are like each other and belong into one group (N,); without `groups` each is alone.
     """
-    groups = np.arange(len(x)) if groups is None else groups
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x, y, others = x - x_mean, y - y_mean, others - x_mean
-    gram = x @ x.T
-    values, vectors = np.linalg.eigh(gram)
-    penalties, errors = np.trace(gram) / len(x) * PENALTIES, []
-    for penalty in penalties:
-        hat = (vectors * (values / (values + penalty))) @ vectors.T
-        rest = y - hat @ y  # of the fit to all; what a fit without a group's rows leaves of them follows from it
-        left = [np.linalg.solve(np.eye(len(rows)) - hat[np.ix_(rows, rows)], rest[rows]) for rows in members]
-        errors.append((np.concatenate(left) ** 2).mean())
-    penalty = penalties[int(np.argmin(errors))]
-    return others @ (x.T @ np.linalg.solve(gram + penalty * np.eye(len(x)), y)) + y_mean
+    line = waypoint.ridge(x, y, np.arange(len(x)) if groups is None else groups)
+    return others @ line.weight + line.bias
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pytorch_serl.networks import waypoint
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.training.backbone import save_backbone
 from tests.runs import FIXED, ROOT, make_demos, refused
@@ -44,7 +45,7 @@ def test_ridge_leaves_whole_groups_out(monkeypatch):
     centred = x - x.mean(0)
     scale = np.trace(centred @ centred.T) / len(x)
     errors = []
-    for penalty in scale * probes.PENALTIES:  # as one would write it, the mean kept from all rows as the ridge does
+    for penalty in scale * waypoint.PENALTIES:  # as one would write it, the mean kept from all rows as the ridge does
         left = []
         for group in range(10):
             held = groups == group
@@ -53,7 +54,7 @@ def test_ridge_leaves_whole_groups_out(monkeypatch):
             left.append(centred[held] @ weights - (y - y.mean(0))[held])
         errors.append((np.concatenate(left) ** 2).mean())
     others = rng.normal(size=(5, 60))
-    wanted = by_hand(x, y, others, scale * probes.PENALTIES[int(np.argmin(errors))])
+    wanted = by_hand(x, y, others, scale * waypoint.PENALTIES[int(np.argmin(errors))])
     assert np.allclose(probes.ridge(x, y, others, groups), wanted)
 
 

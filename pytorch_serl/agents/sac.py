@@ -390,6 +390,11 @@ class SACAgent(PixelAgent):
     # ---------------------------------------------------------------- acting
 
     @torch.no_grad()
+    def encode(self, obs: dict[str, Any]) -> torch.Tensor:
+        """The encoding (B, D) of a batch of observations, given as to `sample_actions`."""
+        return self.encoder(self.encoder.pool(self._features(self._tensors(obs))))
+
+    @torch.no_grad()
     def sample_actions(self, obs: dict[str, Any], argmax: bool = False) -> np.ndarray:
         """Actions for one observation or a batch of them.
 
@@ -400,7 +405,7 @@ class SACAgent(PixelAgent):
         Raises ValueError for an observation of other keys, dtypes or shapes, FloatingPointError instead of NaN.
         """
         single, obs = self._batched(obs)
-        encoding = self.encoder(self.encoder.pool(self._features(self._tensors(obs))))  # (B, D)
+        encoding = self.encode(obs)
         mean, std = self.actor(encoding)
         action = torch.tanh(mean if argmax else mean + std * torch.randn_like(mean))
         action = self._join_actions(action, encoding).cpu().numpy()
