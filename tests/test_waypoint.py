@@ -254,7 +254,7 @@ def test_demos_fit_the_branch_and_failed_ones_do_not_count(tmp_path, capsys):
     demos = read_demos(path, ["image", "wrist"], FIXED)
     agent, weight = fit(demos)
     said = re.search(r"waypoints: the frames tell (\d) of 6 numbers .* within 25% of their", capsys.readouterr().out)
-    assert int(said[1]) >= 1 and sum(map(bool, weight.any(1))) == int(said[1])
+    assert 1 <= int(said[1]) <= weight.any(1).sum()  # and what always ends at the same height
     assert torch.equal(agent.target["encoder"].waypoint.weight, weight)
 
     for row in np.flatnonzero(demos.episode_ids == 0):

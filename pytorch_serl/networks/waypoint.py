@@ -21,6 +21,7 @@ BRANCH_DIM = 64
 PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
 LARGEST = 3.0  # standard deviations
 MAX_ERROR = 0.25  # of the waypoints' spread, in episodes left out of the fit
+NEGLIGIBLE = 0.1  # of the displacements'
 MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
@@ -73,7 +74,9 @@ class Waypoint(nn.Module):
     def fit(self, inputs: np.ndarray, displacements: np.ndarray, ahead: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         """Fit `weight` and `bias`; a number that the frames do not tell to within MAX_ERROR stays 0.
 
-        In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else.
+        In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else. Beside
+        numbers that are told stand those whose error is NEGLIGIBLE because their waypoint is nearly always the same, as
+        the height of a table; where none is told, all stay 0.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
@@ -84,20 +87,22 @@ class Waypoint(nn.Module):
             deviation: 1 where the frames tell nothing of a waypoint that the state did not, and as little where it is
             always the same.
         """
-        scale, errors = self._scale(inputs.astype(np.float64)), []
+        scale, lines, errors = self._scale(inputs.astype(np.float64)), [], []
         for waypoint in range(displacements.shape[1]):
             rows = np.flatnonzero(ahead[:, waypoint])
             rows = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))]
             y = displacements[rows, waypoint].astype(np.float64)
             spread, places = y.std(0), (y + inputs[rows, -self.state_dim :]).std(0)
-            varies = np.minimum(spread, places) > 1e-6 * max(1.0, spread.max())
-            line = ridge(inputs[rows] * scale, y / np.where(varies, spread, 1.0), episodes[rows])
-            error = np.where(varies, line.error * spread / np.where(varies, places, 1.0), 1.0)
-            told = error <= MAX_ERROR
-            outputs = slice(waypoint * self.state_dim, (waypoint + 1) * self.state_dim)
-            self.weight[outputs] = torch.from_numpy((scale[:, None] * line.weight * told).T).to(self.weight)
-            self.bias[outputs] = torch.from_numpy(line.bias * told).to(self.bias)
-            errors.append(error)
+            moves, differs = (x > 1e-6 * max(1.0, spread.max()) for x in (spread, places))
+            lines.append(ridge(inputs[rows] * scale, y / np.where(moves, spread, 1.0), episodes[rows]))
+            errors.append(np.where(moves & differs, lines[-1].error * spread / np.where(differs, places, 1.0), 1.0))
+        weight, bias, error = (
+            np.concatenate(parts, -1) for parts in zip(*lines)
+        )  # error: of the displacements' spread
+        told = np.concatenate(errors) <= MAX_ERROR
+        told = (told | (error <= NEGLIGIBLE)) & told.any()
+        self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T))
+        self.bias.copy_(torch.from_numpy(bias * told))
         return np.stack(errors)
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
