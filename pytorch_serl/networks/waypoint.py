@@ -21,7 +21,7 @@ BRANCH_DIM = 64
 PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
 LARGEST = 3.0  # standard deviations
 MAX_ERROR = 0.25  # of the waypoints' spread, in episodes left out of the fit
-NEGLIGIBLE = 0.1  # of the displacements'
+NEGLIGIBLE = 0.1  # of the displacements' spread, there
 MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
@@ -96,9 +96,7 @@ class Waypoint(nn.Module):
             moves, differs = (x > 1e-6 * max(1.0, spread.max()) for x in (spread, places))
             lines.append(ridge(inputs[rows] * scale, y / np.where(moves, spread, 1.0), episodes[rows]))
             errors.append(np.where(moves & differs, lines[-1].error * spread / np.where(differs, places, 1.0), 1.0))
-        weight, bias, error = (
-            np.concatenate(parts, -1) for parts in zip(*lines)
-        )  # error: of the displacements' spread
+        weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*lines))  # error: over the displacements'
         told = np.concatenate(errors) <= MAX_ERROR
         told = (told | (error <= NEGLIGIBLE)) & told.any()
         self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T))

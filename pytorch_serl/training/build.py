@@ -72,8 +72,10 @@ def make_agent(
 
 
 def _has_waypoint(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint's agent has the branch; True for what is none, which `load` refuses."""
     content = load_checkpoint(path)
-    config = content.get("agent", content).get("config")
+    agent = content.get("agent", content)
+    config = agent.get("config") if isinstance(agent, dict) else None
     return bool(config.get("waypoint")) if isinstance(config, dict) else True
 
 
@@ -235,10 +237,11 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
     places, ahead = waypoints(demos)
     data = torch.cat(inputs).numpy(), places - states[:, None], ahead, demos.episode_ids
     error = agent.fit_waypoint(*(x[rows] for x in data))
-    told = int((error <= MAX_ERROR).sum())
+    told, best = int((error <= MAX_ERROR).sum()), f"(the best to {error.min():.0%}; in demos left out of the fit)"
     print(
-        f"waypoints: the frames tell {told} of {error.size} numbers of where the arm goes to within {MAX_ERROR:.0%} of "
-        f"their spread (the best: {error.min():.0%}), in demos left out; the policy gets these beside the pictures"
+        f"waypoints: the frames tell {told or 'none'} of {error.size} numbers of where the arm goes to within "
+        f"{MAX_ERROR:.0%} of their spread {best}: the policy "
+        + ("gets them beside what it sees" if told else "sees as it would without")
     )
 
 
