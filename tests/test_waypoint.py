@@ -13,6 +13,7 @@ from pytorch_serl.data.demos import Demos, read_demos
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.waypoints import waypoints
 from pytorch_serl.export.policy import Policy
+from pytorch_serl.hil_serl.load import load_hil_serl_agent
 from pytorch_serl.networks.resnet import ResNet10
 from pytorch_serl.networks.waypoint import Waypoint, keypoints, ridge
 from pytorch_serl.scaling.parameters import acting_modules, pack, unpack
@@ -216,6 +217,11 @@ def test_a_checkpoint_from_before_the_branch_is_loaded_without_it(tmp_path):
 def test_the_branch_wants_frames_a_state_and_a_frozen_backbone(settings):
     with pytest.raises(ValueError, match="waypoint needs cameras, a state_dim above 0 and a frozen backbone"):
         SACAgent(**{"image_keys": ["a"], "action_dim": 6, "state_dim": 3, "waypoint": True, "device": "cpu"} | settings)
+
+
+def test_the_originals_parameters_are_refused_by_name():
+    with pytest.raises(ValueError, match="build the agent without `waypoint`"):
+        load_hil_serl_agent(make_agent(["a"]), {})
 
 
 def test_what_acts_elsewhere_gets_the_fit_with_the_parameters():

@@ -84,8 +84,11 @@ def load_hil_serl_agent(agent: SACAgent, params: dict[str, Any], target: dict[st
     Args:
         params: the original's `agent.state.params`, flat ('/'-joined paths) or nested, numpy arrays.
         target: the original's `agent.state.target_params`; default `params`.
-    Raises ValueError that lists every missing, unknown or misshapen entry; then nothing is loaded.
+    Raises ValueError that lists every missing, unknown or misshapen entry, or for an agent with a waypoint branch; then
+    nothing is loaded.
     """
+    if agent.encoder.waypoint is not None:
+        raise ValueError("HIL-SERL's agents have no waypoint branch: build the agent without `waypoint`")
     online = flatten(params)
     averaged = online if target is None else flatten(target)
     table, shapes = agent_table(agent, online), shapes_of(modules(agent))
