@@ -7,8 +7,7 @@
 A run writes one JSON (--runs, ./benchmarks/runs) when it has ended, with the commit that it belongs to and its
 evaluations; where that file is, nothing is trained. Demos and run directories go to --output_dir (./runs/tasks); a run
 that was interrupted goes on from its checkpoint. With the human a run has at most 5,000 environment steps, without
-10,000. Words after `--` go to the training script. The simulators want
-`pip install -r requirements/sim.txt`.
+10,000. Words after `--` go to the training script. The simulators want `pip install -r requirements/sim.txt`.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A transition holds two frame numbers. Whether a transition's first frame is the one already stored last is decided by
 comparing contents, so sharing is right by construction: a new episode, a burst of interventions or the ring's seam
 simply stores its first frame again. A frame is whatever fixed-shape array arrives: uint8 (H, W, C), or the frozen
-backbone's float16 (views, 512, 16) from `agent.encode_frames`, of which sampling draws one view.
+backbone's float16 (views, *agent.feature_shape) from `agent.encode_frames`, of which sampling draws one view.
 """
 
 import json

@@ -99,8 +99,8 @@ class Waypoint(nn.Module):
         weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*lines))  # error: over the displacements'
         told = np.concatenate(errors) <= MAX_ERROR
         told = (told | (error <= NEGLIGIBLE)) & told.any()
-        self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T))
-        self.bias.copy_(torch.from_numpy(bias * told))
+        self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T).float())  # MPS has no float64
+        self.bias.copy_(torch.from_numpy(bias * told).float())
         return np.stack(errors)
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
