@@ -297,6 +297,22 @@ def test_metaworld_moves_nearly_2_cm_per_unit(assembly, monkeypatch):
 
 
 @needs_metaworld
+def test_metaworld_hand_that_was_held_up_comes_back_at_once(monkeypatch):
+    env = blind(metaworld.MetaWorldEnv("coffee-push", image_size=32), monkeypatch)
+    env.reset(seed=0)
+    pulled = lambda: env._sim.data.mocap_pos[0] - env.privileged_state()["hand"]  # noqa: E731
+    for action, steps in (([0, 0, -1, 0], 9), ([0, 1, 0, 0], 40)):  # down, and against the coffee machine
+        for _ in range(steps):
+            env.step(np.array(action))
+    assert 0.1 < pulled()[1] < metaworld.LEAD + 1e-3  # was 0.19, with 2 cm more in every step that is allowed
+    pressed = env.privileged_state()["hand"][1]
+    for _ in range(15):
+        env.step(np.array([0, -1, 0, 0]))
+    assert env.privileged_state()["hand"][1] < pressed - 0.06  # was 0.01
+    env.close()
+
+
+@needs_metaworld
 def test_metaworld_gripper_conventions_and_penalty(assembly, monkeypatch):
     env = blind(assembly, monkeypatch)
     env.reset(seed=0)

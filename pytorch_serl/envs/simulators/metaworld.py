@@ -27,6 +27,7 @@ LIFTED = 0.015  # m: a thing so much higher than at the start is in the air
 HELD = {True: 0.07, False: 0.055}  # m: a thing that is held is at most so far below its place, in the air or not
 PRESSED, CLOSED, OPENED = 0.5, 0.6, 0.9  # openings: pressing on a thing from above; holding one; free to close again
 REGRASP_RISE = 0.1  # m that it rises meanwhile
+LEAD = 0.15  # m that what pulls the hand may be ahead of it along an axis; the experts' is at most 0.14
 
 
 class Task(NamedTuple):
@@ -202,6 +203,7 @@ class MetaWorldEnv(gym.Env):
         succeed = False
         for _ in range(REPEAT):
             self._full, _, _, _, info = self._sim.step(np.array([*action[:3], self._effort()]))
+            self._limit_lead()
             succeed = bool(info["success"])
             if succeed:
                 break
@@ -246,6 +248,14 @@ class MetaWorldEnv(gym.Env):
         if self.learned_gripper:
             return -1.0 if self._open else self._task.effort
         return self._task.fixed
+
+    def _limit_lead(self):
+        """Keeps what pulls the hand, which moves by every command, near a hand that is held up by something.
+
+        Else it would run ahead, and so many commands back would do nothing.
+        """
+        hand, pull = self._full[:3], self._sim.data.mocap_pos[0]
+        pull[:] = np.clip(pull, hand - LEAD, hand + LEAD)
 
     def _show_goal(self):
         """Puts the goals' marks into the model: where Meta-World puts them, the next mj_forward undoes it."""
