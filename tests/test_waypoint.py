@@ -113,6 +113,17 @@ def test_what_the_frames_do_not_tell_in_other_episodes_is_left_out():
     assert waypoint.weight[0].any() and not waypoint.weight[1].any() and waypoint.bias[1] == 0
 
 
+@pytest.mark.parametrize("error, fitted", [(0.02, False), (1.0, True)])
+def test_where_the_map_tells_the_place_as_well_there_is_no_branch(error, fitted):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((80, 6 + 2))
+    displacements = (inputs[:, :2] + 0.1 * rng.standard_normal((80, 2)))[:, None]
+    maps = displacements[:, 0] + error * rng.standard_normal((80, 2))
+    waypoint = Waypoint(6, 2, 1)
+    told = waypoint.fit(inputs, displacements, np.ones((80, 1), bool), np.arange(80) // 4, maps)
+    assert told.max() < 0.25 and waypoint.is_fitted == fitted
+
+
 # ---------------------------------------------------------------- waypoints of demos
 
 
@@ -258,7 +269,7 @@ def test_demos_fit_the_branch_and_failed_ones_do_not_count(tmp_path, capsys):
     path = record(FIXED, tmp_path / "recorded", num_demos=8, num_classifier_episodes=0)
     demos = read_demos(path, ["image", "wrist"], FIXED)
     agent, weight = fit(demos)
-    said = re.search(r"waypoints: the frames tell (\d) of 6 numbers .* within 25% of their", capsys.readouterr().out)
+    said = re.search(r"waypoints: the keypoints tell (\d) of 6 numbers .* within 25% of their", capsys.readouterr().out)
     assert 1 <= int(said[1]) <= weight.any(1).sum()  # and what always ends at the same height
     assert torch.equal(agent.target["encoder"].waypoint.weight, weight)
 

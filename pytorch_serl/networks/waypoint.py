@@ -5,7 +5,8 @@ Waypoints are the state at the first gripper command and at the end of the episo
 places, since far from them they are all as large as they may be; the demos' own states tell them in every frame. And a
 backbone's map tells them badly, where two dozen scenes have as many lights; keypoints do not mind the light: for each
 channel of a block's map, the mean place of a softmax over it (spatial softmax; Levine et al., arXiv 1504.00702).
-20 demos are enough for a ridge regression, and too few for gradient descent; docs/results.md has what it is worth.
+20 demos are enough for a ridge regression, and too few for gradient descent; docs/results.md has what it is worth, and
+where the map tells the places as well, which the demos show, there is nothing to gain.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared n
 LARGEST = 3.0  # standard deviations
 MAX_ERROR = 0.25  # of the waypoints' spread, in episodes left out of the fit
 NEGLIGIBLE = 0.1  # of the displacements' spread, there
-MAX_ROWS = 4000  # of a fit: it takes seconds, and frames of one episode tell the same
+MAX_ROWS = 1500  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
 def keypoints(feature_map: torch.Tensor) -> torch.Tensor:
@@ -71,33 +72,47 @@ class Waypoint(nn.Module):
         return bool(self.weight.any())
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, displacements: np.ndarray, ahead: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    def fit(
+        self,
+        inputs: np.ndarray,
+        displacements: np.ndarray,
+        ahead: np.ndarray,
+        episodes: np.ndarray,
+        maps: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Fit `weight` and `bias`; a number that the frames do not tell to within MAX_ERROR stays 0.
 
         In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else. Beside
         numbers that are told stand those whose error is NEGLIGIBLE because their waypoint is nearly always the same, as
-        the height of a table; where none is told, all stay 0.
+        the height of a table. Where none is told, or `maps` tell the told ones as well, all stay 0.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
             displacements: (N, W, state_dim), waypoints minus state, in the state's units.
             ahead: (N, W) bool, the rows that count for a waypoint; rows of two episodes or more.
             episodes: (N,) of which episode a row is.
+            maps: (N, M) what the policy sees by without the branch.
         Returns: (W, state_dim) the root mean square error in episodes left out of the fit, over the waypoints' standard
             deviation: 1 where the frames tell nothing of a waypoint that the state did not, and as little where it is
             always the same.
         """
-        scale, lines, errors = self._scale(inputs.astype(np.float64)), [], []
+        scale, lines, errors, map_errors = self._scale(inputs.astype(np.float64)), [], [], []
         for waypoint in range(displacements.shape[1]):
             rows = np.flatnonzero(ahead[:, waypoint])
             rows = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))]
             y = displacements[rows, waypoint].astype(np.float64)
             spread, places = y.std(0), (y + inputs[rows, -self.state_dim :]).std(0)
             moves, differs = (x > 1e-6 * max(1.0, spread.max()) for x in (spread, places))
-            lines.append(ridge(inputs[rows] * scale, y / np.where(moves, spread, 1.0), episodes[rows]))
+            y /= np.where(moves, spread, 1.0)
+            lines.append(ridge(inputs[rows] * scale, y, episodes[rows]))
+            if maps is not None:
+                seen = np.concatenate([maps[rows], inputs[rows, -self.state_dim :]], 1).astype(np.float64)
+                map_errors.append(ridge(seen * self._scale(seen), y, episodes[rows]).error)
             errors.append(np.where(moves & differs, lines[-1].error * spread / np.where(differs, places, 1.0), 1.0))
         weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*lines))  # error: over the displacements'
         told = np.concatenate(errors) <= MAX_ERROR
+        if map_errors and (error[told] ** 2).sum() >= (np.concatenate(map_errors)[told] ** 2).sum():
+            told[:] = False
         told = (told | (error <= NEGLIGIBLE)) & told.any()
         self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T).float())  # MPS has no float64
         self.bias.copy_(torch.from_numpy(bias * told).float())

@@ -23,7 +23,7 @@ from pytorch_serl.data.rewards import return_bounds
 from pytorch_serl.data.waypoints import waypoints
 from pytorch_serl.envs import short_names
 from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuman
-from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
 from pytorch_serl.networks.waypoint import MAX_ERROR
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
@@ -231,17 +231,23 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
     if len(np.unique(demos.episode_ids[rows])) < 2:
         print("waypoints: not learned, which takes two successful demos")
         return
-    batches = (batch["observations"] for batch in buffer.in_order(256))
-    inputs = [agent.encoder.waypoint_inputs({k: torch.as_tensor(v).float() for k, v in obs.items()}) for obs in batches]
+    inputs, maps = [], []
+    for batch in buffer.in_order(256):
+        obs = {key: value.float() for key, value in batch["observations"].items()}
+        inputs.append(agent.encoder.waypoint_inputs(obs))
+        maps.append(torch.cat([obs[key][:, : FEATURE_SHAPE[0]].flatten(1) for key in agent.image_keys], 1))
     states = np.array([transition["observations"]["state"] for transition in demos.transitions])
     places, ahead = waypoints(demos)
-    data = torch.cat(inputs).numpy(), places - states[:, None], ahead, demos.episode_ids
+    data = torch.cat(inputs).numpy(), places - states[:, None], ahead, demos.episode_ids, torch.cat(maps).numpy()
     error = agent.fit_waypoint(*(x[rows] for x in data))
     told, best = int((error <= MAX_ERROR).sum()), f"(the best to {error.min():.0%}; in demos left out of the fit)"
+    if agent.encoder.waypoint.is_fitted:
+        policy = "the policy gets them beside what it sees"
+    else:
+        policy = "the policy sees as it would without" + ", since the map tells them as well" * bool(told)
     print(
-        f"waypoints: the frames tell {told or 'none'} of {error.size} numbers of where the arm goes to within "
-        f"{MAX_ERROR:.0%} of their spread {best}: the policy "
-        + ("gets them beside what it sees" if told else "sees as it would without")
+        f"waypoints: the keypoints tell {told or 'none'} of {error.size} numbers of where the arm goes to within "
+        f"{MAX_ERROR:.0%} of their spread {best}: {policy}"
     )
 
 
