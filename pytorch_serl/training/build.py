@@ -233,8 +233,8 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
         return
     inputs, maps = [], []
     for batch in buffer.in_order(256):
-        obs = {key: value.float() for key, value in batch["observations"].items()}
-        inputs.append(agent.encoder.waypoint_inputs(obs))
+        obs = batch["observations"]
+        inputs.append(agent.encoder.waypoint_inputs({key: value.float() for key, value in obs.items()}))
         maps.append(torch.cat([obs[key][:, : FEATURE_SHAPE[0]].flatten(1) for key in agent.image_keys], 1))
     states = np.array([transition["observations"]["state"] for transition in demos.transitions])
     places, ahead = waypoints(demos)
