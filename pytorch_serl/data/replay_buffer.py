@@ -67,7 +67,7 @@ class ReplayBuffer:
             if not (image.ndim == 3 and image.dtype in (np.uint8, np.float16)):
                 raise ValueError(
                     f"observations[{key!r}] is {image.dtype} {image.shape}; wanted uint8 (H, W, C), or float16 "
-                    "(views, 512, 16) from agent.encode_frames"
+                    "(views, channels, 16) from agent.encode_frames"
                 )
             self._frames[key] = np.empty((self.num_slots, *image.shape), image.dtype)
         if "state" in observation:
@@ -161,7 +161,7 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> dict[str, Any]:
         """Draw transitions uniformly, with replacement.
 
-        Returns: `observations`, `next_observations` (images (B, ...) uint8 or float16 features (B, 512, 16); `state`
+        Returns: `observations`, `next_observations` (images (B, ...) uint8 or float16 features (B, C, 16); `state`
             (B, D) float32 where there is one), `actions` (B, A), `rewards`, `masks`, `dones`, `grasp_penalty` (B,).
         """
         return sample_each([self], batch_size)
@@ -204,7 +204,7 @@ class ReplayBuffer:
                 continue
             views = stored.shape[1]
             view = self._rng.integers(0, views, len(frames)) if view is None else view
-            images[key] = stored.reshape(-1, *stored.shape[2:]), slots * views + view  # (slots * views, 512, 16)
+            images[key] = stored.reshape(-1, *stored.shape[2:]), slots * views + view  # (slots * views, C, 16)
         return images
 
     # ---------------------------------------------------------------- saving
