@@ -75,6 +75,7 @@ UPDATES = {  # what each algorithm asks of agent.update; awac's cloned gripper h
 }
 LOG_EVERY, TIMED_UPDATES = 100, (10, 50)  # updates; the first ten warm up
 IMPROVEMENT = 0.99  # a held-out error counts as better below this share of the best one
+SPOILED = 1.1  # a last one above this share of it says that the demos' noise was learned by heart
 
 
 def parse_args(argv=None):
@@ -193,6 +194,16 @@ class OfflineTraining:
             )
         return "there is nothing to stop it sooner; Ctrl-C saves, and --resume goes on"
 
+    def noise_warning(self):
+        """A line where the held-out error ended far above its lowest, or None."""
+        rise, best_step = self.progress.get("rise", 0.0), self.progress["best_step"]
+        if self.args.algo == "sac" or rise <= SPOILED:
+            return None
+        return (
+            f"WARNING: the held-out error is {rise - 1:.0%} above that of update {best_step:,}: what was learned since "
+            f"may be the noise of these demos; train again with --max_steps {best_step} and compare both on the robot"
+        )
+
     # ---------------------------------------------------------------- watching
 
     def evaluate(self, step, log):
@@ -216,6 +227,7 @@ class OfflineTraining:
             better = solved or result.success_rate >= self.progress["best"]
         elif len(self.held_out):
             better = figures["held_out_error"] < IMPROVEMENT * self.progress["best"]
+            now["rise"] = figures["held_out_error"] / self.progress["best"]
         else:
             better = False
         if better:
@@ -392,6 +404,8 @@ def run(args, at_the_end):
             report_evaluation(agent, env, args.final_episodes, save_dir, seed=FINAL_SEED, **passes)
     else:
         print(f"{summary}; policy: {save_dir / BEST}, the last one. Its success rate is not known")
+        if warning := training.noise_warning():
+            print(warning)
         demos_of = {"--demo_paths": args.demo_paths, "--image_keys": args.image_keys, "--setup_mode": [args.setup_mode]}
         words = [word for option, values in demos_of.items() for word in (option, *values)]
         words += ["--train_backbone"] if args.train_backbone else []

@@ -201,6 +201,16 @@ def test_stops_when_the_held_out_error_stays(demos, tmp_path, capsys):
     assert equal(best["online"], last["target"])  # the last, not the "best"
 
 
+@pytest.mark.parametrize("last, warned", [(0.511, True), (0.48, False)])
+def test_says_where_more_updates_learned_the_noise(last, warned, demos, tmp_path, capsys, monkeypatch):
+    """60 demos of the built-in task, 40 of them noisy: 0.462 after 1,000 updates and 46 of 50, then 0.511 and 31."""
+    errors = iter([0.5, 0.462, 0.47, last])
+    monkeypatch.setattr(train_offline, "held_out_errors", lambda *_: {"held_out_error": next(errors)})
+    train_offline.main(words(demos, tmp_path, eval_every=1, max_steps=4, algo="bc"))
+    line = "WARNING: the held-out error is 11% above that of update 2"
+    assert (line in capsys.readouterr().out) == warned
+
+
 def test_plain_sac_is_not_stopped_by_a_distance_that_it_does_not_minimise(demos, tmp_path):
     train_offline.main(words(demos, tmp_path, lr=1e-9, eval_every=1, patience=1, max_steps=4, algo="sac"))
     assert content(tmp_path)["step"] == 4
