@@ -270,7 +270,7 @@ def _frames_in_order(transitions: list[dict[str, Any]]) -> tuple[list[dict[str, 
 def _stored_frames(
     agent: SACAgent, frames: list[dict[str, Any]], views: int, features: np.ndarray | None
 ) -> Iterator[dict[str, Any]]:
-    """`to_storage` of each frame, in order; `features` (frames, cameras, views, 512, 16) are what it would make."""
+    """`to_storage` of each frame, in order; `features` (frames, cameras, views, C, 16) are what it would make."""
     for number, frame in enumerate(frames):
         if features is None:
             yield to_storage(agent, frame, views)

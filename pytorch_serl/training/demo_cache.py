@@ -56,7 +56,7 @@ class DemoCache:
             self.key = _key(agent, frames, torch.stack(crops) if views > 1 else None, views)
 
     def read(self) -> np.ndarray | None:
-        """The features (frames, cameras, views, 512, 16); the random numbers go on as if they had been made here.
+        """The features (frames, cameras, views, C, 16); the random numbers go on as if they had been made here.
 
         None, and nothing has changed, where there are none or not these, or the file is damaged.
         """
