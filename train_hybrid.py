@@ -94,13 +94,14 @@ class HybridTraining:
             "control_hz": args.control_hz,
             "max_steps": args.max_steps,
             "sparse": agent.config["q_range"] is not None,
+            "views": args.views,
         }
         learning = dict(
             save_dir=save_dir,
             seed=args.seed,
             views=args.views,
             capacity=args.buffer_capacity,
-            demo_capacity=args.buffer_capacity + 2 * len(demos.transitions),  # a small one drops no demo either
+            demo_capacity=args.buffer_capacity // 2 + 2 * len(demos.transitions),  # a small one drops no demo either
             limits=limits_for(agent, demos.image_shapes),
             identity=identity("train_hybrid.py", run_settings(args), demos),
             schedule=Schedule(
@@ -433,9 +434,10 @@ def run(args, at_the_end):
         prepare_run_dir(save_dir, args.resume, args.overwrite, EVALUATION_FILES)
         log = MetricLogger(save_dir, resume_step=step if args.resume else None)
     save_settings(save_dir, vars(args))
+    in_demos, online = training.learner.full_size_gb()
     print(
-        "buffers of {:,} transitions take memory as they fill; when full: demos and corrections {:.1f} GB, online "
-        "{:.1f} GB".format(args.buffer_capacity, *training.learner.full_size_gb())
+        f"buffers take memory as they fill; when full: demos and {args.buffer_capacity // 2:,} corrections "
+        f"{in_demos:.1f} GB, {args.buffer_capacity:,} online transitions {online:.1f} GB"
     )
 
     with user_errors((ContractError,)):

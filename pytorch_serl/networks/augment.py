@@ -5,9 +5,9 @@ import torch
 PAD = 4
 
 
-def crop_offsets(batch_size: int, device: torch.device | str) -> torch.Tensor:
+def crop_offsets(batch_size: int, device: torch.device | str, generator: torch.Generator | None = None) -> torch.Tensor:
     """One (y, x) offset in 0..8 per sample, int64 (B, 2); 4 leaves the image where it is."""
-    return torch.randint(0, 2 * PAD + 1, (batch_size, 2), device=device)
+    return torch.randint(0, 2 * PAD + 1, (batch_size, 2), device=device, generator=generator)
 
 
 def random_crop(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

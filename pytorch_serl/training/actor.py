@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter
@@ -32,6 +33,7 @@ class Actor:
         random_steps: environment steps with random actions at the start.
         sparse: refuse rewards that the critics' clipped targets exclude (`check_sparse`).
         writer: puts every step on disk as it comes.
+        views: stored crops of each frame that a human's action led to; of the others there is only the frame itself.
         control_hz: steps per second to keep; None leaves that to the environment.
         max_steps: the episode in which the run makes its last step ends with it, as by a time limit.
 
@@ -49,11 +51,13 @@ class Actor:
         random_steps: int,
         sparse: bool,
         writer: EpisodeWriter,
+        views: int = 1,
         control_hz: float | None = None,
         max_steps: int | None = None,
     ):
         self.agent, self.env, self.seed, self.writer = agent, guarded(env), seed, writer
         self.random_steps, self.limits = random_steps, limits_of(agent, env, sparse)
+        self.views, self.crops = views, torch.Generator(agent.device)  # its own: the learner may be elsewhere
         self.ends_at = max_steps or math.inf
         (self.robot,) = robots_in(self.env)
         self.robot.control_hz = control_hz or self.robot.control_hz
@@ -64,7 +68,9 @@ class Actor:
 
     def start_episode(self) -> None:
         """Reset the environment."""
-        obs, _ = self.env.reset(seed=(self.seed * 100_000 + self.episode) % EVAL_SEED)
+        seed = (self.seed * 100_000 + self.episode) % EVAL_SEED
+        obs, _ = self.env.reset(seed=seed)
+        self.crops.manual_seed(seed)
         self.pace.restart()
         self.robot.pace = self.pace  # measured from here on; an evaluation's steps are not
         self.pace.observed()
@@ -91,17 +97,18 @@ class Actor:
         cut = step + 1 >= self.ends_at and not (terminated or truncated)
         step, verdicts = self.limits.step(self._moment(), action, (next_obs, reward, terminated, truncated, info))
         step["dones"] = step["dones"] or cut
-        self.writer.add(step | {"corrected": "intervene_action" in info} | verdicts, next_obs)
-        next_stored = build.to_storage(self.agent, next_obs, views=1)
+        corrected = "intervene_action" in info
+        self.writer.add(step | {"corrected": corrected} | verdicts, next_obs)
+        next_stored = build.to_storage(self.agent, next_obs, self.views if corrected else 1, self.crops)
         transition = step | {"observations": self.stored, "next_observations": next_stored}
-        if "intervene_action" in info:
+        if corrected:
             self.helped += 1
             self.pace.disregard()
             self.corrections.append(transition["actions"])
         elif self.agent.num_grippers:
             commands = action.reshape(self.agent.num_grippers, -1)[:, -1]
             self.commands += commands == np.array([[-1], [1]])
-        self.in_control = "human" if "intervene_action" in info else "policy"
+        self.in_control = "human" if corrected else "policy"
         self.transitions.append(transition)
         self.stored = next_stored
         if transition["dones"]:
@@ -111,7 +118,7 @@ class Actor:
                 self.classifier_right = verdicts.get("human_verdict", verdicts.get("env_verdict", UNKNOWN))
                 self._show_called_success(next_obs, verdicts["success_probability"])
             self.recent = [*self.recent, self._summary()][-RECENT:]
-        return transition, "intervene_action" in info
+        return transition, corrected
 
     def _moment(self) -> Moment:
         return Moment(f"episode {self.episode - 1}", len(self.transitions))

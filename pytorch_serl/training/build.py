@@ -158,14 +158,16 @@ def describe_agent(agent: SACAgent) -> str:
     )
 
 
-def to_storage(agent: SACAgent, obs: dict[str, Any], views: int) -> dict[str, Any]:
+def to_storage(
+    agent: SACAgent, obs: dict[str, Any], views: int, generator: torch.Generator | None = None
+) -> dict[str, Any]:
     """What the buffer keeps of an observation: frozen features (`views` crops of each image), else the images.
 
     Cameras and a state that the agent does not use are left out.
     """
     keys = [*agent.image_keys, *["state"] * bool(agent.state_dim)]
     obs = {k: np.array(obs[k]) for k in keys}  # copies, since an environment may reuse its arrays
-    return agent.encode_frames(obs, views) if agent.backbone is not None else obs
+    return agent.encode_frames(obs, views, generator) if agent.backbone is not None else obs
 
 
 def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
@@ -173,22 +175,26 @@ def acting_view(agent: SACAgent, stored: dict[str, Any]) -> dict[str, Any]:
     return {k: v[0] if k in agent.image_keys and agent.backbone is not None else v for k, v in stored.items()}
 
 
-def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The transitions of an episode file (`read_episode`) as a buffer takes them; each frame is encoded once."""
+def stored_transitions(agent: SACAgent, recorded: list[dict[str, Any]], views: int) -> list[dict[str, Any]]:
+    """The transitions of an episode file (`read_episode`) as an actor gives them; each frame is encoded once.
+
+    `views`: crops of what a human's action led to; every other frame is stored as it is.
+    """
     transitions = []
     for i, record in enumerate(recorded):
         follows = i and record["observations"] is recorded[i - 1]["next_observations"]  # no step between is left out
         obs = transitions[-1]["next_observations"] if follows else to_storage(agent, record["observations"], views=1)
-        next_obs = to_storage(agent, record["next_observations"], views=1)
+        next_obs = to_storage(agent, record["next_observations"], views if record["corrected"] else 1)
         transitions.append(record | {"observations": obs, "next_observations": next_obs})
     return transitions
 
 
-def repeat_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[str, Any]:
-    """An observation stored with one view, as a buffer of `views` views takes it: the same view so many times."""
+def with_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[str, Any]:
+    """A stored observation as a buffer of `views` views takes it: the first ones of its own, or those again and
+    again."""
     if agent.backbone is None:
         return stored
-    return {k: np.repeat(v, views, axis=0) if k in agent.image_keys else v for k, v in stored.items()}
+    return {k: v[np.arange(views) % len(v)] if k in agent.image_keys else v for k, v in stored.items()}
 
 
 def add_demos(

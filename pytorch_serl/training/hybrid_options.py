@@ -114,8 +114,10 @@ def parse_args(argv=None):
     learn.add_argument(
         "--random_steps", type=int, help="steps with random actions; default 1000, 0 after --init_ckpt or pretraining"
     )
-    learn.add_argument("--buffer_capacity", type=int, default=200_000, help="transitions per buffer")
-    add_vision_arguments(parser, views=4)
+    learn.add_argument(
+        "--buffer_capacity", type=int, default=200_000, help="online transitions; half as many corrections"
+    )
+    add_vision_arguments(parser, views=8)
     control = parser.add_argument_group("control")
     control.add_argument(
         "--control_hz",

@@ -46,7 +46,7 @@ class Learner:
         schedule: see `Schedule`.
         capacity: transitions of the online buffer.
         demo_capacity: transitions of the buffer of demos and corrections.
-        views: stored crops of each demo frame.
+        views: stored crops of each demo frame, and of each that a human's action led to.
         seed: of the sampling.
         limits: of what is learned from recorded episodes.
         update: `agent.update`, or what takes it together with other processes (scaling/torchrun.py).
@@ -86,11 +86,11 @@ class Learner:
     def full_size_gb(self) -> tuple[float, float]:
         """Memory in GB of the buffers of demos and corrections, and of online experience, when they are full."""
         full_gb, views = self.demo.full_size_gb(), 1 if self.agent.backbone is None else self.views
-        return full_gb, full_gb / views
+        return full_gb, full_gb / views * self.online.capacity / self.demo.capacity
 
     def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
         """Store a transition of the actor; a correction also beside the demos, to be imitated."""
-        self.online.add(transition)
+        self.online.add(self._with_views(transition, 1))
         if to_demos:
             self.imitate(transition)
         self.episode.append(transition)
@@ -104,9 +104,11 @@ class Learner:
 
     def imitate(self, transition: dict[str, Any]) -> None:
         """Store a transition beside the demos, whose frames have `views` views."""
+        self.demo.add(self._with_views(transition, self.views))
+
+    def _with_views(self, transition: dict[str, Any], views: int) -> dict[str, Any]:
         names = ("observations", "next_observations")
-        views = {k: build.repeat_views(self.agent, transition[k], self.views) for k in names}
-        self.demo.add(transition | views)
+        return transition | {k: build.with_views(self.agent, transition[k], views) for k in names if k in transition}
 
     def sample(self, batch_size: int) -> dict[str, Any]:
         """RLPD's batch: half online, half demos; `is_demo` marks the half that the cloning term reads."""
@@ -204,7 +206,7 @@ class Learner:
             if number < first or (end is not None and number >= end):
                 continue
             recorded = self.limits.recorded(path, read_episode(path))
-            for transition in build.stored_transitions(self.agent, recorded):
+            for transition in build.stored_transitions(self.agent, recorded, self.views):
                 self.add(transition, to_demos=transition["corrected"])
             alone = not any(step["corrected"] for step in recorded)
             self.end_episode(bool(recorded) and alone and bool(recorded[-1].get("succeed")))
