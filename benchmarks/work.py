@@ -36,7 +36,7 @@ STAGES = (
 )
 STATE_DIM, ARM_ACTIONS, GRIPPER_COMMANDS = 18, 6, 3
 EPISODE_STEPS = 100
-DEMO_VIEWS = 4  # stored crops of each demo frame, the scripts' default
+DEMO_VIEWS = 8  # stored crops of each demo frame, the scripts' default
 NUM_FRAMES = 8  # different ones; filling is not the subject
 SAMPLE_SIZE = 256  # transitions, where sampling alone is timed
 LEARNER_TRANSITIONS = 2000  # in each of a learner's two buffers, at most

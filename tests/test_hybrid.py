@@ -606,6 +606,21 @@ def test_resume_continues_bit_for_bit(human, demos, tmp_path):
     assert metrics(once, "eval_success") == metrics(twice, "eval_success")
 
 
+def test_corrections_have_crops_as_demos_have(demos, tmp_path):
+    """What a correction led to is stored with all views beside the demos, and with one among the online experience."""
+    run = training(demos, tmp_path, env="TinyHuman-v0", views=3)
+    episode(run)
+    first, second = HUMAN_STEPS  # counted from 1; the frame before the first was seen before anybody took over
+    assert second == first + 1 and len(run.learner.demo) == 24 + len(HUMAN_STEPS)
+    assert run.learner.online._frames["image"].shape[1] == 1
+    frames, columns = run.learner.demo._frames["image"], run.learner.demo._columns
+    for row, obs_has_crops in ((24, False), (25, True)):
+        obs, next_obs = frames[columns["frame"][row]], frames[columns["next_frame"][row]]
+        assert (obs[0] != obs[1]).any() == obs_has_crops
+        assert (next_obs[0] != next_obs[1]).any() and (next_obs[1] != next_obs[2]).any()
+    assert columns["next_frame"][24] == columns["frame"][25]  # one frame, stored once
+
+
 def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monkeypatch, capsys):
     """Steps on disk that last.pt does not know: two whole episodes and a part of a third."""
     out, changes = tmp_path / "out", {"env": "TinyHuman-v0", "eval_every": 100, "stop_at": 1.0}

@@ -59,7 +59,10 @@ def add_vision_arguments(parser: Parser, views: int) -> argparse._ArgumentGroup:
     vision.add_argument("--download_backbone", action="store_true", help="fetch the published weights if not there")
     vision.add_argument("--train_backbone", action="store_true", help="train the ResNet-10 as well (needs a GPU)")
     vision.add_argument(
-        "--views", type=int, default=views, help="stored crops of each demo frame; the first is uncropped"
+        "--views",
+        type=int,
+        default=views,
+        help="stored crops of each frame of demos and corrections; the first is uncropped",
     )
     return vision
 
