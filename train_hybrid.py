@@ -88,13 +88,14 @@ class HybridTraining:
         self.waits = args.simulated and not args.control_hz
         add_human = partial(build.add_human, human=args.human, **scripted_settings(args))
         self.update = torchrun.shared_update(agent)
+        slow = agent.device.type == "cpu" or args.ray_address  # there a robot would wait for the crops of corrections
         acting = {
             "seed": args.seed,
             "random_steps": args.random_steps,
             "control_hz": args.control_hz,
             "max_steps": args.max_steps,
             "sparse": agent.config["q_range"] is not None,
-            "views": args.views,
+            "views": 1 if slow and not self.waits else args.views,
         }
         learning = dict(
             save_dir=save_dir,

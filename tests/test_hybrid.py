@@ -606,8 +606,11 @@ def test_resume_continues_bit_for_bit(human, demos, tmp_path):
     assert metrics(once, "eval_success") == metrics(twice, "eval_success")
 
 
-def test_corrections_have_crops_as_demos_have(demos, tmp_path):
+def test_corrections_have_crops_as_demos_have(demos, tmp_path, monkeypatch):
     """What a correction led to is stored with all views beside the demos, and with one among the online experience."""
+    run = training(demos, tmp_path, env="TinyHuman-v0", views=3)
+    assert run.actor.views == 1  # a robot beside a CPU does not wait for crops
+    monkeypatch.setattr(TinyEnv, "metadata", {"simulated": True})
     run = training(demos, tmp_path, env="TinyHuman-v0", views=3)
     episode(run)
     first, second = HUMAN_STEPS  # counted from 1; the frame before the first was seen before anybody took over
