@@ -109,7 +109,7 @@ def test_an_episode_of_a_robot_is_what_an_actor_makes(robot, tmp_path):
     (tmp_path / "copy.pkl.gz").write_bytes(episode.files["episodes/000004.pkl.gz"])
     recorded = read_episode(tmp_path / "copy.pkl.gz")
     assert {(r["robot"], r["parameters_step"], r["parameters_age"]) for r in recorded} == {(3, 100, 7)}
-    again = build.stored_transitions(robot.agent, recorded)
+    again = build.stored_transitions(robot.agent, recorded, views=1)
     for (transition, _), other in zip(episode.steps, again, strict=True):
         assert np.array_equal(transition["actions"], other["actions"]) and transition["dones"] == other["dones"]
         assert np.array_equal(transition["next_observations"]["image"], other["next_observations"]["image"])

@@ -136,7 +136,7 @@ class RobotWorker:
 
     def _left(self, path: Path) -> Episode:
         recorded = self.actor.limits.recorded(path, read_episode(path))
-        steps = [(step, step["corrected"]) for step in build.stored_transitions(self.agent, recorded)]
+        steps = [(step, step["corrected"]) for step in build.stored_transitions(self.agent, recorded, self.actor.views)]
         return Episode(steps, _contents([path]), bool(recorded) and bool(recorded[-1].get("succeed")))
 
 
