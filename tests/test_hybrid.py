@@ -653,11 +653,14 @@ def test_a_killed_run_keeps_what_came_after_its_checkpoint(demos, tmp_path, monk
     assert stored["dones"].nonzero().flatten().tolist() == [LENGTH - 1, 2 * LENGTH - 1, 2 * LENGTH + 3]
     assert stored["masks"].tolist() == [0.0 if i == LENGTH - 1 else 1.0 for i in range(2 * LENGTH + 4)]
     assert len(run.learner.demo) == 24 + 3 * len(HUMAN_STEPS)
-    for batch, recorded in zip(run.learner.online.in_order(1), [t for episode in files for t in episode]):
-        for key in ("observations", "next_observations"):
-            wanted = build.to_storage(run.agent, recorded[key], views=1)["image"][0]
-            # what a correction led to was encoded beside its crops, which rounds otherwise
-            assert np.allclose(batch[key]["image"][0], wanted, rtol=2e-3, atol=2e-3)
+    led_to = [[False, *(t["corrected"] for t in episode)] for episode in files]  # by a correction, of every frame
+    pairs = [pair for flags in led_to for pair in zip(flags, flags[1:])]
+    recorded = [t for episode in files for t in episode]
+    for batch, transition, corrected in zip(run.learner.online.in_order(1), recorded, pairs, strict=True):
+        for key, beside_crops in zip(("observations", "next_observations"), corrected):
+            views = run.args.views if beside_crops else 1  # a frame is rounded otherwise beside its crops
+            wanted = build.to_storage(run.agent, transition[key], views)["image"][0]
+            assert np.array_equal(batch[key]["image"][0], wanted)
     train_hybrid.main(words(demos, out, max_steps=4 * LENGTH, resume=True, **changes))
     assert content(out)["step"] >= 4 * LENGTH and list(episode_files(out)) == [0, 1, 2, 3, 4]
     assert len(training(demos, out, **changes).learner.online) == 0
