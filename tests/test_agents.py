@@ -372,7 +372,7 @@ def test_joint_gripper_index_both_ways():
             assert index.item() == 3 * (left + 1) + right + 1
             assert torch.equal(arm[0], action[0, [*range(6), *range(7, 13)]])
             set_constant(agent.grasp_critic.head, [float(i == index.item()) for i in range(9)])
-            assert torch.equal(agent._join_actions(arm, torch.zeros(1, 64)), action)
+            assert torch.equal(agent._join_actions(arm, torch.zeros(1, 64), agent.online), action)
     _, index = agent._split_actions(torch.tensor([[0.0] * 6 + [0.4] + [0.0] * 6 + [-0.6]]))
     assert index.item() == 3 * 1 + 0  # the nearest command
 
@@ -397,6 +397,14 @@ def test_routing_of_the_actor_and_temperature_losses():
         name.startswith(("online", "adam.online", "backbone")) for name in moved
     )  # encoder and critics: no bit
     assert {k for k in before if k.startswith(("actor.", "temperature."))} <= moved
+
+
+def test_the_temperature_stays_while_cloning_sets_the_deviation():
+    agent = make_agent(cameras=["image"], arms=1)
+    info = agent.update(make_batch(agent), clone_weight=1.0)
+    assert agent.temperature().item() == pytest.approx(0.01, rel=1e-6) and "temperature_loss" not in info
+    info = agent.update(make_batch(agent))
+    assert agent.temperature().item() != pytest.approx(0.01, rel=1e-6) and "temperature_loss" in info
 
 
 def test_routing_of_the_critic_losses():
@@ -514,6 +522,17 @@ def test_target_moves_by_exactly_tau(trainable):
         for name in names:
             expected = torch.lerp(before[f"target.{name}"], after[f"online.{name}"], 0.01)
             assert torch.equal(after[f"target.{name}"], expected), name
+
+
+@pytest.mark.parametrize("arms", [0, 1])
+def test_the_average_can_act_without_a_copy(arms):
+    agent = make_agent(cameras=["image"], arms=arms)
+    for seed in range(3):
+        agent.update(make_batch(agent, seed=seed))
+    obs = make_obs(agent, 2, np.random.default_rng(0))
+    action = agent.sample_actions(obs, argmax=True, averaged=True)
+    assert np.array_equal(action, agent.averaged().sample_actions(obs, argmax=True))
+    assert not np.array_equal(action, agent.sample_actions(obs, argmax=True))
 
 
 def test_dropout_acts_in_the_actors_passes_only():

@@ -16,6 +16,7 @@ FINE = {
     "q_max": 1.05,
     "temperature": 0.01,
     "entropy": -3.0,
+    "temperature_loss": 0.0,
     "saturation": 0.1,
     "gripper_closes": 3,
     "gripper_opens": 0,
@@ -76,6 +77,8 @@ def test_an_alarm_where_samples_are_surely_worse_than_the_mode(capsys):
 
 def test_entropy_has_time_to_settle_and_the_gripper_follows_the_demos():
     assert alarms().check(1999, FINE | {"entropy": 4.0}) == {}
+    cloning = {name: figure for name, figure in FINE.items() if name != "temperature_loss"}
+    assert alarms().check(3000, cloning | {"entropy": 4.0}) == {}  # it is the clone's
     assert alarms(commands={-1, 1}).check(0, FINE) == {"alarm_opens": 1.0}
     assert alarms(commands=set()).check(0, FINE | {"gripper_closes": 0}) == {}
 

@@ -224,7 +224,9 @@ def test_the_policys_gripper_commands_are_counted(demos, tmp_path):
     """Of two grippers the least, over the last 20 episodes."""
     actor = training(demos, tmp_path).actor
     actor.agent.num_grippers, commands = 2, iter(())
-    actor.agent.sample_actions = lambda obs: np.array([0, 0, next(commands), 0, 0, next(commands)], np.float32)
+    actor.agent.sample_actions = lambda obs, averaged: np.array(
+        [0, 0, next(commands), 0, 0, next(commands)], np.float32
+    )
 
     def episode(*first):
         nonlocal commands

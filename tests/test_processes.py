@@ -110,11 +110,12 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     assert path == tmp_path / "last.pt" and not run.learner.process.is_alive()
     after = [p for m in acting_modules(run.agent) for p in m.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after))
-    assert equal(run.agent.actor.state_dict(), saved["actor"])
+    assert equal(run.agent.average_actor.state_dict(), saved["average_actor"])
     assert equal(
-        run.agent.online["encoder"].state_dict(),
-        {k.removeprefix("encoder."): v for k, v in saved["online"].items() if k.startswith("encoder.")},
+        run.agent.target["encoder"].state_dict(),
+        {k.removeprefix("encoder."): v for k, v in saved["target"].items() if k.startswith("encoder.")},
     )
+    assert not equal(saved["actor"], saved["average_actor"])
     assert equal(policy.actor.state_dict(), kept["actor"]) and equal(kept["actor"], saved["average_actor"])
     assert not list(tmp_path.glob("*.tmp"))
     assert equal(kept["backbone"], run.agent.backbone.state_dict())

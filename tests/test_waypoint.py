@@ -237,7 +237,7 @@ def test_the_originals_parameters_are_refused_by_name():
 def test_what_acts_elsewhere_gets_the_fit_with_the_parameters():
     agent, other = fitted(make_agent(["a"])), make_agent(["a"], seed=1)
     unpack(pack(acting_modules(agent)), acting_modules(other))
-    assert torch.equal(other.encoder.waypoint.weight, agent.encoder.waypoint.weight)
+    assert torch.equal(other.averaged().encoder.waypoint.weight, agent.encoder.waypoint.weight)
 
 
 def test_an_exported_policy_reads_the_waypoint_too():

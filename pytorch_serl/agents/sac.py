@@ -196,7 +196,8 @@ class SACAgent(PixelAgent):
             critic_only: skip actor and temperature (the cheap half of HIL-SERL's cta_ratio).
             train_critic: False leaves the critics' losses out (pure cloning).
             sac_weight: weight of SAC's actor loss.
-            clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too.
+            clone_weight: weight of behaviour cloning on the demo transitions; it trains the encoder, too. Where it is
+                above 0 the temperature stays as it is.
             clone_std: deviation of the cloned policy before its tanh, which is how much it explores.
             clone_dropout: rate on the pooled features in the cloning term's pass: without, a clone of few demos learns
                 their noise by heart.
@@ -225,7 +226,9 @@ class SACAgent(PixelAgent):
             if train_actor:
                 actor_loss, actor_info = self._actor_loss(enc["obs_actor"], noise["actor"])
                 losses["actor"] = sac_weight * actor_loss
-                losses["temperature"], temperature_info = self._temperature_loss(enc, noise["temp_next"])
+                temperature_loss, temperature_info = self._temperature_loss(enc, noise["temp_next"])
+                if not clone_weight:  # else it would go on rising against the deviation that cloning wants
+                    losses["temperature"] = temperature_loss
                 info |= actor_info | temperature_info
             if clone_weight:
                 share = advantage_share * advantage_weighted
@@ -392,28 +395,33 @@ class SACAgent(PixelAgent):
     @torch.no_grad()
     def encode(self, obs: dict[str, Any]) -> torch.Tensor:
         """The encoding (B, D) of a batch of observations, given as to `sample_actions`."""
-        return self.encoder(self.encoder.pool(self._features(self._tensors(obs))))
+        return self._see(self.encoder, obs)
+
+    def _see(self, encoder: ObservationEncoder, obs: dict[str, Any]) -> torch.Tensor:
+        return encoder(encoder.pool(self._features(self._tensors(obs))))
 
     @torch.no_grad()
-    def sample_actions(self, obs: dict[str, Any], argmax: bool = False) -> np.ndarray:
+    def sample_actions(self, obs: dict[str, Any], argmax: bool = False, averaged: bool = False) -> np.ndarray:
         """Actions for one observation or a batch of them.
 
         Args:
             obs: uint8 images (H, W, 3) or (B, H, W, 3), or features from `encode_frames`; `state` (D,) or (B, D).
             argmax: the policy's mode instead of a sample. Gripper commands are always the best ones.
+            averaged: act as the policy that `averaged` returns.
         Returns: float32 (A,) or (B, A) in [-1, 1], gripper entries in {-1, 0, 1}.
         Raises ValueError for an observation of other keys, dtypes or shapes, FloatingPointError instead of NaN.
         """
         single, obs = self._batched(obs)
-        encoding = self.encode(obs)
-        mean, std = self.actor(encoding)
+        networks, actor = (self.target, self.average_actor) if averaged else (self.online, self.actor)
+        encoding = self._see(networks["encoder"], obs)
+        mean, std = actor(encoding)
         action = torch.tanh(mean if argmax else mean + std * torch.randn_like(mean))
-        action = self._join_actions(action, encoding).cpu().numpy()
+        action = self._join_actions(action, encoding, networks).cpu().numpy()
         if not np.isfinite(action).all():
             raise FloatingPointError("the action is NaN: the networks diverged, or the observation's state holds NaN")
         return action[0] if single else action
 
-    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
+    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor, networks: nn.ModuleDict) -> torch.Tensor:
         return arm_actions
 
     def averaged(self) -> "SACAgent":
@@ -469,8 +477,8 @@ class SACHybridAgent(SACAgent):
             index = 3 * index + commands[:, i]
         return blocks[..., :-1].flatten(1), index
 
-    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
-        return join_actions(arm_actions, self.grasp_critic(encoding), self.num_grippers)
+    def _join_actions(self, arm_actions: torch.Tensor, encoding: torch.Tensor, networks: nn.ModuleDict) -> torch.Tensor:
+        return join_actions(arm_actions, networks["grasp_critic"](encoding), self.num_grippers)
 
     def _critic_losses(self, batch: dict, enc: Tensors, noise: torch.Tensor) -> tuple[Tensors, Tensors]:
         losses, info = super()._critic_losses(batch, enc, noise)

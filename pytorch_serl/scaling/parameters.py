@@ -69,8 +69,8 @@ def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def acting_modules(agent: SACAgent) -> list[nn.Module]:
-    """What an action depends on and training changes."""
-    return [agent.actor, *(module for name, module in agent.online.items() if name != "critic")]
+    """What an action of the averaged policy depends on and training changes."""
+    return [agent.average_actor, *(module for name, module in agent.target.items() if name != "critic")]
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:

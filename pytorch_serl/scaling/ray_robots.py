@@ -116,7 +116,7 @@ class RobotWorker:
     def evaluate(self, values: np.ndarray, episodes: int, options: dict[str, Any]) -> Evaluation:
         """Unaided episodes with these parameters; see `evaluate`."""
         unpack(torch.tensor(values), acting_modules(self.agent))
-        return evaluate(self.agent, self.env, episodes, **options)
+        return evaluate(self.agent.averaged(), self.env, episodes, **options)
 
     def close(self, everything: bool = False) -> None:
         """Close the environment; what is here stays on this machine unless the driver has `everything`."""

@@ -82,7 +82,7 @@ class Actor:
         self.stored = build.to_storage(self.agent, obs, views=1)
 
     def act(self, step: int) -> tuple[dict[str, Any], bool]:
-        """Choose and execute one action; `step` counts environment steps.
+        """Choose and execute one action, a sample of the averaged policy; `step` counts environment steps.
 
         Returns: the transition as a buffer takes it, and whether a human acted instead.
         Raises ContractError for what the contract with the environment excludes.
@@ -90,7 +90,7 @@ class Actor:
         if step < self.random_steps:
             action = self._random_action()
         else:
-            action = self.agent.sample_actions(build.acting_view(self.agent, self.stored))
+            action = self.agent.sample_actions(build.acting_view(self.agent, self.stored), averaged=True)
         self.pace.acted()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.pace.observed()

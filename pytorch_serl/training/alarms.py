@@ -68,7 +68,8 @@ class Alarms:
             )
         if not low <= temperature <= high:
             wrong["temperature"] = f"the temperature is {temperature:.2g}, outside {low:g} to {high:g}"
-        if step >= SETTLED and abs(entropy - self.target_entropy) > ENTROPY_DISTANCE * self.action_dim:
+        learned = "temperature_loss" in figures  # while cloning says how much is explored, it is not
+        if learned and step >= SETTLED and abs(entropy - self.target_entropy) > ENTROPY_DISTANCE * self.action_dim:
             wrong["entropy"] = f"the entropy is {entropy:.1f}, its target {self.target_entropy:.1f}"
         if saturation > SATURATED:
             wrong["saturation"] = f"{saturation:.0%} of the sampled action entries are beyond 0.99 of their range"
