@@ -781,7 +781,7 @@ def test_a_diverged_agent_is_not_saved_over_a_good_one(demos, tmp_path, monkeypa
 
     def diverged(run, step):
         if step == LENGTH + 2:
-            next(run.agent.actor.parameters()).data.fill_(float("nan"))
+            next(run.agent.average_actor.parameters()).data.fill_(float("nan"))
         return act(run, step)
 
     monkeypatch.setattr(train_hybrid.HybridTraining, "act", diverged)
