@@ -337,7 +337,7 @@ def test_a_cycle_updates_critics_twice_and_the_actor_once_and_cloning_fades(demo
     episode(run)
     run.learner.learn(25)
     alone = {"critics_train_encoder": False}  # cloning: else what the critics learn would undo it
-    clone = {"clone_std": 0.1, "clone_dropout": 0.0}
+    clone = {"clone_std": 0.05, "clone_dropout": 0.0}
     assert calls == [(True, alone), (True, alone), (False, {"clone_weight": 6.0} | clone | alone)] * 2
     run.learner.learn(1000)
     critics = {"critics_train_encoder": True}
@@ -373,7 +373,7 @@ def test_hg_dagger_clones_demos_and_corrections_and_does_nothing_else(demos, tmp
     episode(run)
     assert len(run.learner.demo) == 24 + len(HUMAN_STEPS)
     info = run.learner.learn(LENGTH)
-    clone = {"clone_weight": 20.0, "clone_std": 0.1, "clone_dropout": 0.0}
+    clone = {"clone_weight": 20.0, "clone_std": 0.05, "clone_dropout": 0.0}
     assert calls == [{"train_critic": False, "sac_weight": 0.0} | clone] * 4
     assert {name for name in info if name.endswith("_loss")} == {"clone_loss"}
     with pytest.raises(SystemExit):

@@ -11,7 +11,8 @@ from tests.runs import metrics
 def test_nothing_is_unlearned_and_what_acts_is_as_good_as_what_is_evaluated(tmp_path, monkeypatch):
     """Chance is a part of it, in 50 episodes and ten: the bars are 10 points and, for ten, two episodes wider.
 
-    The deviation is where cloning draws it: at 0.2, samples failed where the mode solved 18 of 20 (robosuite Lift).
+    The deviation is near 0.05, where cloning draws it, and stays there: at 0.2, samples failed where the mode solved 18
+    of 20 (robosuite Lift).
     """
     monkeypatch.setattr(train_hybrid, "SCREEN_MARGIN", 1.0)  # all 50 episodes, every time
     record_demos.main(["--output_dir", str(tmp_path), "--num_classifier_episodes", "0"])
@@ -23,4 +24,4 @@ def test_nothing_is_unlearned_and_what_acts_is_as_good_as_what_is_evaluated(tmp_
     mode, sampled = (metrics(tmp_path / "run", name) for name in ("eval_success", "eval_sampled"))
     assert len(mode) == 4 and min(mode.values()) >= mode[0] - 0.1
     assert all(sampled[step] >= rate - 0.3 for step, rate in mode.items() if rate > 0.8)
-    assert all(0.07 < deviation < 0.14 for deviation in metrics(tmp_path / "run", "policy_std").values())
+    assert all(0.04 < deviation < 0.1 for deviation in metrics(tmp_path / "run", "policy_std").values())

@@ -27,7 +27,7 @@ from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.files import load_into
 
 CLONE_DROPOUT = 0.5  # what the scripts ask for, of the pooled features
-CLONE_STD, MAX_CLONED_ACTION = 0.1, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
+CLONE_STD, MAX_CLONED_ACTION = 0.05, 0.95  # of the cloned policy before its tanh; recorded actions are clipped to this
 CLONE_MARGIN = 0.1  # a demonstrated gripper command beats every other by this much Q (DQfD's large margin)
 MAX_ADVANTAGE_WEIGHT = 5.0  # of exp(advantage)
 BATCH_COLUMNS = ("actions", "rewards", "masks", "grasp_penalty", "is_demo")  # the last two are optional
