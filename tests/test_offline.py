@@ -156,6 +156,14 @@ def test_best_is_chosen_by_success(demos, tmp_path, monkeypatch):
     assert not equal(modules["online"], content(tmp_path)["agent"]["modules"]["target"])  # update 2, not 3
 
 
+def test_more_episodes_of_the_same_success_rate_count_for_more(demos, tmp_path, monkeypatch):
+    fake_environment(monkeypatch, [0.95, 0.875, 0.9, 0.2])  # 19 of 20 and 35 of 40, then 18 of 20
+    train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=3))
+    progress = content(tmp_path)["progress"]
+    assert (progress["evaluated"], progress["best"], progress["best_step"]) == (3, 0.9, 1)
+    assert progress["low"] == pytest.approx(training_evaluate.wilson_interval(54, 60)[0])
+
+
 def test_stops_when_the_policy_succeeds_on_other_episodes_too(demos, tmp_path, monkeypatch, capsys):
     fake_environment(monkeypatch, [0.95, 0.2, 1.0, 0.85, 0.95, 0.95, 1.0])
     train_offline.main(words(demos, tmp_path, env="Mine-v0", eval_every=1, stop_at=0.95, max_steps=9))
