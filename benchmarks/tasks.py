@@ -46,7 +46,7 @@ TASKS = {  # --setup_mode, --image_keys; --env is the task's name, or built-in w
     "metaworld-button-press-topdown": ("single-arm-fixed-gripper", ["image"]),
     "metaworld-drawer-open": ("single-arm-fixed-gripper", ["image"]),
 }
-QUICK = ["--cta_ratio", "1"]  # as much from a step, by fewer updates
+QUICK = ["--batch_size", "64", "--cta_ratio", "1"]  # the quick-start's: as much from a step, by fewer updates
 HUMAN = ["--human", "scripted", *QUICK, "--max_steps", "5000"]
 METHODS = {  # the table's words, the script, its options
     "clone": ("cloning of 20 demos", "train_offline.py", ["--algo", "bc"]),
@@ -132,8 +132,6 @@ def train(task, method, seed, args, extra):
     (_, cameras), (_, script, options) = TASKS[task], METHODS[method]
     out = args.output_dir / f"{task}_{method}_{seed}"
     command = [sys.executable, ROOT / script, *environment(task), "--image_keys", *cameras]
-    if is_online(method):  # the quick-start's; simulators are slower than larger updates, and their demos are longer
-        command += ["--batch_size", 64 if task in SETUP_MODES else 128]
     command += ["--demo_paths", demos_of(task, args.output_dir) / "demos.pkl", "--seed", seed, "--save_dir", out]
     begun = ["--resume"] if (out / "last.pt").exists() else ["--overwrite"]
     args.output_dir.mkdir(parents=True, exist_ok=True)
