@@ -28,12 +28,13 @@ from tests.test_agents import make_agent, make_batch  # noqa: E402
 from train_offline import UPDATES  # noqa: E402
 
 BATCH, STEPS = 8, 20
-SAC = {"clone_weight": 2.0}
+SAC = {"clone_weight": 2.0, "clone_std": 0.1}
 CASES = {  # the agent's settings, and what each update is asked for
     "one arm": ({"arms": 1, "cameras": ["image"]}, SAC),
     "two arms": ({"arms": 2, "q_range": (0.0, 1.0)}, SAC),
     "bc": ({"arms": 1}, UPDATES["bc"]),
     "awac": ({"arms": 0, "cameras": ["image"]}, UPDATES["awac"]),
+    "temperature": ({"arms": 0}, {}),  # it learns where nothing is cloned
     "frames": ({"arms": 1, "cameras": ["image", "wrist"]}, SAC),
     "trained backbone": ({"arms": 0, "cameras": ["image"], "trainable_backbone": True}, SAC),
 }
