@@ -225,8 +225,10 @@ class OfflineTraining:
             figures["eval_success"] = result.success_rate
             texts.append(f"{result}{differs(result, self.args.eval_episodes)}")
             low, _ = result.interval  # of 57 in 60 episodes it is above that of 19 in 20
+            now["solved"] = solved
             better = solved or low >= self.progress["low"]
-            now |= {"solved": solved, "low": low if better else self.progress["low"]}
+            if better:
+                now["low"] = low
         elif len(self.held_out):
             better = figures["held_out_error"] < IMPROVEMENT * self.progress["best"]
             now["rise"] = figures["held_out_error"] / self.progress["best"]

@@ -6,9 +6,9 @@ References: HIL-SERL (arXiv 2410.21845), SAC (arXiv 1812.05905), RLPD (arXiv 230
 
 Deviations from the original, all on purpose: an optimiser steps only when its loss was computed; encoder, critic
 and grasp critic share one Adam on their summed gradients; every Q has its own last Dense; the actor reads the whole
-encoding detached; the optional cloning term (`clone_weight`) is absent from the original and 0 by default; so are
-the waypoint branch (`waypoint`, networks/waypoint.py), off by default, and `averaged`, the policy that the scripts
-evaluate and keep.
+encoding detached; the optional cloning term (`clone_weight`), beside which the temperature stays as it is, is absent
+from the original and 0 by default; so are the waypoint branch (`waypoint`, networks/waypoint.py), off by default, and
+`averaged`, the policy that acts in the scripts' training, and that they evaluate and keep.
 """
 
 import copy
