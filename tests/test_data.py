@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from pytorch_serl.data.actions import in_force
 from pytorch_serl.data.checks import DataError
 from pytorch_serl.data.demos import SETUP_MODES, num_arms, num_grippers, read_demos
 
@@ -218,6 +219,20 @@ def test_wrong_setup_mode_names_the_one_that_fits(tmp_path, recorded, dim, gripp
         read_demos(path, "image", asked)
     assert f"{path}: transition " in str(error.value) and f"actions[{column}]: " in str(error.value)
     assert read_demos(path, "image", fits).action_dim == dim
+
+
+def test_a_hold_becomes_the_command_that_it_prolongs():
+    given = [[0, 0], [-1, 0], [0, 1], [0, 0], [1, -1], [0, 0]]  # left and right
+    told, before = [], None
+    for left, right in given:
+        action = np.array([0.5, left, -0.25, right], np.float32)
+        before = in_force(action, before, 2)
+        assert before.dtype == np.float32 and before[[0, 2]].tolist() == [0.5, -0.25]
+        told.append(before[[1, 3]].tolist())
+    assert told == [[0, 0], [-1, 0], [-1, 1], [-1, 1], [1, -1], [1, -1]]
+    assert in_force(action, before, 0).tolist() == action.tolist()
+    held = np.array([0.5, 0.0], np.float32)
+    assert in_force(held, np.array([0.1, 1.0], np.float32), 1).tolist() == [0.5, 1.0] and held.tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("value", [0.5, -0.88, 0.2])

@@ -15,6 +15,7 @@ from PIL import Image
 import train_hybrid
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
 from pytorch_serl.training import evaluate as training_evaluate
@@ -274,6 +275,31 @@ def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
     helped = training(demos, tmp_path, env="TinyHuman-v0", **words)
     episode(helped)
     assert len(helped.learner.demo) == before + len(HUMAN_STEPS)
+
+
+def test_what_is_imitated_has_the_gripper_commands_in_force(demos, tmp_path):
+    commands = [[0, -1, 0, 1, 0], [0, 0, 1, 0, 0]]  # of two episodes
+    path = make_demos(tmp_path / "grippers.pkl", episodes=2, length=5, action_dim=7)
+    transitions = pickle.loads(path.read_bytes())
+    for transition, given in zip(transitions, sum(commands, [])):
+        transition["actions"][-1] = given
+    path.write_bytes(pickle.dumps(transitions))
+    read, run = train_hybrid.read_demos(path, "image", LEARNED), training(demos, tmp_path / "run")
+    buffer = ReplayBuffer(20, ["image"])
+    build.add_demos(buffer, read, run.agent, views=1)
+    assert next(buffer.in_order(20))["actions"][:, -1].tolist() == [0, -1, -1, 1, 1, 0, 0, 1, 1, 1]
+    assert [t["actions"][-1] for t in read.transitions] == sum(commands, [])
+
+    learner, before = run.learner, len(run.learner.demo)
+    learner.agent.num_grippers = 1  # the last of six entries
+    steps = [t | {"actions": t["actions"][[0, 1, 2, 3, 4, 6]]} for t in transitions]
+    for step, human in zip(steps, [False, False, True, True, True, True, False, False, True, True]):
+        stored = {k: build.to_storage(run.agent, step[k], views=1) for k in ("observations", "next_observations")}
+        learner.add(step | stored, to_demos=human)
+        if step["dones"]:
+            learner.end_episode(False)
+    online, imitated = (next(b.in_order(100))["actions"][:, -1].tolist() for b in (learner.online, learner.demo))
+    assert online == sum(commands, []) and imitated[before:] == [-1, 1, 1, 0, 1, 1]
 
 
 def test_demos_without_state_in_an_environment_with_one(tmp_path):

@@ -395,6 +395,11 @@ class FakeAgent:
             [[0.5, 0.1, -1, 0.5, 0.5, 0], [0.5, 0.5, 1, 0.5, 0.5, -1], [0.5, 0.5, -1, 0.5, 0.5, 1]],
             {"held_out_error": 0.4 / 12, "held_out_gripper": 3 / 6, "held_out_gripper_moves": 2 / 5},
         ),
+        (  # what goes on is no move
+            2,
+            [[0.5, 0.5, -1, 0.5, 0.5, 1], [0.5, 0.5, -1, 0.5, 0.5, 1], [0.5, 0.5, 1, 0.5, 0.5, 1]],
+            {"held_out_error": 0.0, "held_out_gripper": 2 / 6, "held_out_gripper_moves": 1 / 3},
+        ),
     ],
 )
 def test_held_out_errors_by_hand(grippers, actions, wanted):

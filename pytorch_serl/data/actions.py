@@ -115,6 +115,23 @@ def nearest_commands(commands):
     return snapped, np.abs(commands - snapped) > SNAP_DISTANCE
 
 
+def in_force(action: np.ndarray, before: np.ndarray | None, num_grippers: int) -> np.ndarray:
+    """An action (A,) that says of each gripper which command is in force: 0 (hold) becomes the one that it prolongs.
+
+    To a robot that is the same, since a command that changes nothing does nothing. To a clone it is not: as recorded,
+    closing is right in one frame of an episode, and wrong in those around it, which look the same.
+
+    Args:
+        before: what this returned for the step before; None at an episode's start, whose first holds stay.
+        num_grippers: learned ones, each the last entry of its arm's block.
+    """
+    action = np.array(action, np.float32)
+    if num_grippers and before is not None:
+        commands, last = (x.reshape(num_grippers, -1)[:, -1] for x in (action, before))
+        commands[:] = np.where(commands == 0, last, commands)
+    return action
+
+
 def _check_no_hidden_gripper(path, actions, setup_mode):
     """Raise where a column that the mode takes for continuous holds gripper commands."""
     arms = num_arms(setup_mode)

@@ -16,7 +16,7 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 
 from pytorch_serl.agents.sac import CLONE_DROPOUT, SACAgent, SACHybridAgent
-from pytorch_serl.data.actions import gripper_columns
+from pytorch_serl.data.actions import gripper_columns, in_force
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.data.rewards import return_bounds
@@ -200,7 +200,7 @@ def with_views(agent: SACAgent, stored: dict[str, Any], views: int) -> dict[str,
 def add_demos(
     buffer: ReplayBuffer, demos: Demos, agent: SACAgent, views: int, progress: Any = iter, keep: bool = False
 ) -> None:
-    """Put every demo transition into `buffer`.
+    """Put every demo transition into `buffer`, with the gripper commands that are in force (`in_force`).
 
     Args:
         progress: wraps the iterable (tqdm).
@@ -213,11 +213,14 @@ def add_demos(
         cache = None
     features = cache.read() if cache else None
     stored = _stored_frames(agent, frames, views, features)
-    made, next_obs = [], None
-    for transition, is_fresh in zip(progress(demos.transitions), fresh):
+    made, next_obs, action, episode = [], None, None, None
+    grippers = num_grippers(demos.setup_mode)
+    for transition, is_fresh, number in zip(progress(demos.transitions), fresh, demos.episode_ids):
         obs = next(stored) if is_fresh else next_obs
         next_obs = next(stored)
-        buffer.add(transition | {"observations": obs, "next_observations": next_obs})
+        action = in_force(transition["actions"], action if number == episode else None, grippers)
+        episode = number
+        buffer.add(transition | {"observations": obs, "next_observations": next_obs, "actions": action})
         if cache and features is None:
             made += [obs, next_obs] if is_fresh else [next_obs]
     if made:

@@ -224,9 +224,9 @@ def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> 
 
     Returns: `held_out_error`, mean |difference| of the continuous entries (actions span -1..1); with grippers also
         `held_out_gripper`, the share of commands hit, and `held_out_gripper_moves`, the same over the recorded
-        closings and openings alone, which are rare (left out where there are none).
+        closings and openings alone, which are rare (left out where there are none): commands other than the one before.
     """
-    errors, hits, moves = [], [], []
+    errors, hits, commands, ends = [], [], [], []
     blocks = max(1, agent.num_grippers)
     for batch in buffer.in_order(batch_size):
         recorded = batch["actions"].numpy()
@@ -234,10 +234,14 @@ def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> 
         recorded, chosen = (x.reshape(len(x), blocks, -1) for x in (recorded, chosen))  # (B, G, A / G)
         arm = recorded.shape[-1] - (agent.num_grippers > 0)
         errors.append(np.abs(chosen - recorded)[..., :arm].reshape(len(recorded), -1).mean(-1))
-        hits.append((chosen == recorded)[..., arm:].ravel())
-        moves.append((recorded != 0)[..., arm:].ravel())
+        hits.append((chosen == recorded)[..., arm:])
+        commands.append(recorded[..., arm:])
+        ends.append(batch["dones"].numpy() > 0)
     figures = {"held_out_error": float(np.concatenate(errors).mean())}
-    hits, moves = np.concatenate(hits), np.concatenate(moves)
+    hits, commands, ends = np.concatenate(hits), np.concatenate(commands), np.concatenate(ends)
+    before = np.roll(commands, 1, axis=0)
+    before[np.roll(ends, 1) | (np.arange(len(ends)) == 0)] = 0  # an episode's start
+    moves = (commands != 0) & (commands != before)
     if hits.size:
         figures["held_out_gripper"] = float(hits.mean())
     if moves.any():

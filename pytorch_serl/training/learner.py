@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pytorch_serl.agents.sac import CLONE_STD, SACAgent
+from pytorch_serl.data.actions import in_force
 from pytorch_serl.data.demos import Demos
 from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.replay_buffer import ReplayBuffer, sample_each
@@ -89,11 +90,16 @@ class Learner:
         return full_gb, full_gb / views * self.online.capacity / self.demo.capacity
 
     def add(self, transition: dict[str, Any], to_demos: bool = False) -> None:
-        """Store a transition of the actor; a correction also beside the demos, to be imitated."""
+        """Store a transition of the actor; a correction also beside the demos, to be imitated.
+
+        What is imitated has the gripper commands that are in force (`in_force`).
+        """
         self.online.add(self._with_views(transition, 1))
+        before = self.episode[-1]["actions"] if self.episode else None
+        action = in_force(transition["actions"], before, self.agent.num_grippers)
+        self.episode.append(transition | {"actions": action})
         if to_demos:
-            self.imitate(transition)
-        self.episode.append(transition)
+            self.imitate(self.episode[-1])
 
     def end_episode(self, solved_alone: bool) -> None:
         """The episode of which `add` had the transitions is complete; `solved_alone`: without help."""
