@@ -39,12 +39,12 @@ TASKS = {  # --setup_mode, --image_keys; --env is the task's name, or built-in w
     "robosuite-door": ("single-arm-fixed-gripper", ONE),
     "robosuite-two-arm-peg-in-hole": ("dual-arm-fixed-gripper", ["image", "top"]),
     "robosuite-two-arm-lift": ("dual-arm-learned-gripper", TWO),
-    "metaworld-assembly": ("single-arm-learned-gripper", ["image"]),
-    "metaworld-box-close": ("single-arm-learned-gripper", ["image"]),
-    "metaworld-coffee-push": ("single-arm-learned-gripper", ["image"]),
-    "metaworld-stick-pull": ("single-arm-learned-gripper", ["image"]),
-    "metaworld-button-press-topdown": ("single-arm-fixed-gripper", ["image"]),
-    "metaworld-drawer-open": ("single-arm-fixed-gripper", ["image"]),
+    "metaworld-assembly": ("single-arm-learned-gripper", ONE),
+    "metaworld-box-close": ("single-arm-learned-gripper", ONE),
+    "metaworld-coffee-push": ("single-arm-learned-gripper", ONE),
+    "metaworld-stick-pull": ("single-arm-learned-gripper", ONE),
+    "metaworld-button-press-topdown": ("single-arm-fixed-gripper", ONE),
+    "metaworld-drawer-open": ("single-arm-fixed-gripper", ONE),
 }
 QUICK = ["--batch_size", "64", "--cta_ratio", "1"]  # the quick-start's: as much from a step, by fewer updates
 HUMAN = ["--human", "scripted", *QUICK, "--max_steps", "5000"]

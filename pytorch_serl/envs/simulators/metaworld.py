@@ -5,8 +5,8 @@ Needs `pip install -r requirements/sim.txt`; docs/simulation.md has the system p
     env = gym.make('pytorch_serl.envs:pytorch_serl/MetaWorldAssembly-v0')
 
 Scenes, physics, rules of success and the experts' policies are Meta-World 3.1.1's (github.com/Farama-Foundation/
-Metaworld). The first four tasks with camera, proprioception, action repeat and length are those of IBRL (Hu et al.,
-arXiv 2311.02198). docs/simulation.md lists what is different here, and why.
+Metaworld). The first four tasks with the first camera, proprioception, action repeat and length are those of IBRL (Hu
+et al., arXiv 2311.02198). docs/simulation.md lists what is different here, and why.
 """
 
 import warnings
@@ -144,7 +144,7 @@ class MetaWorldEnv(gym.Env):
     The reward is 1 at success, which ends the episode, and 0 otherwise.
 
     Observation (Dict):
-        image: uint8 (S, S, 3), Meta-World's camera corner4.
+        image, wrist: uint8 (S, S, 3), Meta-World's cameras corner4 and gripperPOV, which moves with the hand.
         state: float32 (4,): the hand's x, y, z in its range, -1 to 1, and how far the gripper is open, 0 to 1.
 
     Action (Box in [-1, 1]): 3 translations (0.02 m per unit, which the hand follows softly: nine tenths of it), and
@@ -155,7 +155,7 @@ class MetaWorldEnv(gym.Env):
 
     Args:
         task: one of TASKS.
-        image_size: side of the picture in pixels.
+        image_size: side of the pictures in pixels.
         max_episode_steps: the episode is truncated after so many steps of 0.025 s; at most 250.
         render_mode: None or 'rgb_array'.
 
@@ -165,7 +165,7 @@ class MetaWorldEnv(gym.Env):
     """
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 40, "simulated": True}
-    image_keys: ClassVar[list[str]] = ["image"]
+    image_keys: ClassVar[list[str]] = ["image", "wrist"]
 
     def __init__(self, task="assembly", image_size=128, max_episode_steps=100, render_mode=None):
         if task not in TASKS:
@@ -182,7 +182,7 @@ class MetaWorldEnv(gym.Env):
         self.setup_mode = "single-arm-learned-gripper" if self.learned_gripper else "single-arm-fixed-gripper"
         picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         state = gym.spaces.Box(-2, 2, (4,), np.float32)
-        self.observation_space = gym.spaces.Dict({"image": picture, "state": state})
+        self.observation_space = gym.spaces.Dict(dict.fromkeys(self.image_keys, picture) | {"state": state})
         self.action_space = gym.spaces.Box(-1, 1, (3 + self.learned_gripper,), np.float32)
         self._mujoco, self._sim, self._policy, self._cameras = _start_simulator(task, image_size)
         self._check_camera()
@@ -213,8 +213,8 @@ class MetaWorldEnv(gym.Env):
         return self._observe(), float(succeed), succeed, truncated, info
 
     def render(self):
-        """The camera's picture, uint8 (S, S, 3)."""
-        return self._picture("image")
+        """Both cameras' pictures side by side, uint8 (S, 2 S, 3)."""
+        return np.concatenate([self._picture(key) for key in self.image_keys], axis=1)
 
     def close(self):
         """Frees the renderer and its OpenGL context."""
@@ -266,7 +266,7 @@ class MetaWorldEnv(gym.Env):
     # Observation
 
     def _observe(self):
-        return {"image": self._picture("image"), "state": self._state()}
+        return {key: self._picture(key) for key in self.image_keys} | {"state": self._state()}
 
     def _state(self):
         hand = (self._full[:3] - HAND_MID) / HAND_HALF
@@ -276,7 +276,7 @@ class MetaWorldEnv(gym.Env):
         return self._cameras.picture(key)
 
     def _check_camera(self):
-        """The camera must see the hand move."""
+        """The cameras must see the hand move, or the table under it."""
 
         def move():
             self._sim.data.qpos[:7] += 0.2  # the arm's joints
@@ -304,7 +304,7 @@ def _start_simulator(task, image_size):
         sim._partially_observable = False  # else the goal would be zeros in what the policy gets
         sim.__dict__.pop("sawyer_observation_space", None)  # a cached one, to which step() clips the goal
         sim._freeze_rand_vec, sim.seeded_rand_vec, sim._set_task_called = False, True, True
-        names = {"image": "corner4"}
+        names = {"image": "corner4", "wrist": "gripperPOV"}
         return mujoco, sim, ENV_POLICY_MAP[f"{task}-v3"](), Cameras(sim.model, sim.data, names, image_size)
 
 
