@@ -1,14 +1,21 @@
 """README, CONTRIBUTING and docs/: short enough, links that lead somewhere, commands that the scripts understand."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 
+from pytorch_serl.data.demos import read_demos
+from pytorch_serl.networks.classifier import RewardClassifier
+from pytorch_serl.training import build
+from pytorch_serl.training.backbone import find_backbone
 from tests.conftest import left_out
-from tests.runs import ROOT
+from tests.runs import ROOT, record
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,6 +57,23 @@ def test_the_readmes_are_for_a_reader_and_in_step():
     python = [[re.sub(r" *#.*", "", block) for block in blocks(page, "python")] for page in READMES]
     assert python[0] == python[1]
     assert shape(english) == shape(chinese)
+
+
+def test_the_readme_s_python_runs(tmp_path):
+    """On what the quick-start and `train_classifier.py` leave behind."""
+    path = record("single-arm-learned-gripper", tmp_path / "data", num_demos=2, num_classifier_episodes=0)
+    demos = read_demos(path, ["image", "wrist"], "single-arm-learned-gripper")
+    settings = {"lr": 3e-4, "discount": 0.95, "device": "cpu", "backbone": find_backbone()[0], "trainable": False}
+    for folder in ("hybrid_ckpt", "classifier_ckpt"):
+        (tmp_path / folder).mkdir()
+    build.make_agent(demos, **settings).save_policy(tmp_path / "hybrid_ckpt/best.pt")  # with all its branches
+    RewardClassifier(["image"], device="cpu").save(tmp_path / "classifier_ckpt/best.pt")
+    obs = "import numpy as np; obs = {'image': np.zeros((128, 128, 3), np.uint8)}"
+    script = "\n".join([obs, *blocks(READMES[0], "python"), "print(action.shape, len(buffer))"])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["(7,)", str(len(demos.transitions))]
 
 
 def shape(page):
