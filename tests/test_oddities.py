@@ -312,7 +312,7 @@ GRASPS = {  # commands and penalties of an episode, what is said of them
     "right": ((0, -1, 0, 1, -1, 0), (0, 1, 0, 1, 1, 0), None),
     "slow fingers": ((0, -1, -1, 1, 0, 0), (0, 1, 1, 1, 0, 0), None),  # HIL-SERL's, penalised until they are closed
     "swapped": ((0, 1, 0, -1, 1, 0), (0, 1, 0, 1, 1, 0), "in 6 of 6 (100.0%) episodes the gripper's first change is"),
-    "a position": ((1, 1, 1, -1, -1, -1), (0, 0, 0, 1, 0, 0), "actions[6]: the gripper never holds (0 of 36"),
+    "a position": ((1, 1, 1, -1, -1, -1), (0, 0, 0, 1, 0, 0), None),  # the command in force, which is what is imitated
     "a position, swapped": ((-1, -1, -1, 1, 1, 1), (0, 0, 0, 1, 0, 0), "if it was open, the labels are swapped"),
     "elsewhere": ((0, -1, 0, 1, 0, 0), (1, 0, 1, 0, 0, 1), "18 of 18 (100.0%) penalties are at steps without a grip"),
     "none for changes": ((-1, 0, 1, 0, -1, 0), (1, 0, 0, 0, 0, 0), "12 of 12 (100.0%) commands that turn the gripper"),

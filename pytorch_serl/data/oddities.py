@@ -85,11 +85,6 @@ def _gripper_oddities(demos, actions, has_penalty, snapped):
         for name, value in (COMMANDS[0], COMMANDS[2]):
             if not (actions[:, column] == value).any():
                 texts.append(f"actions[{column}]: the gripper never {name}s (0 of {len(actions)} actions are {value})")
-        if (actions[:, column] != 0).all():
-            texts.append(
-                f"actions[{column}]: the gripper never holds (0 of {len(actions)} actions are 0); wanted commands, -1 "
-                "close, 0 hold, +1 open, not the position that it is to have"
-            )
     if columns and not has_penalty:
         texts.append("grasp_penalty: in no transition, taken as 0; nothing keeps the gripper from fluttering")
     return texts + (_penalty_oddities(demos, actions, columns) if has_penalty and columns else [])
