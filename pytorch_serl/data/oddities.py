@@ -18,7 +18,7 @@ MOSTLY = 0.8  # of penalties that go wrong in one way: no accident
 TELLING = 3  # penalties from which on their places tell something; one alone may be an accident
 START_EPISODES = 5  # of fewer, the first states say little about where an episode may start
 START_MARGIN = 0.1  # of a state entry's range in the demos, beyond the spread of the first states
-COMMANDS = (("close", -1), ("open", 1))
+COMMANDS = (("close", -1), ("hold", 0), ("open", 1))
 
 
 def find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched):
@@ -83,7 +83,7 @@ def _gripper_oddities(demos, actions, has_penalty, snapped):
         )
     for column in columns:
         for name, value in COMMANDS:
-            if not (actions[:, column] == value).any():
+            if name != "hold" and not (actions[:, column] == value).any():
                 texts.append(f"actions[{column}]: the gripper never {name}s (0 of {len(actions)} actions are {value})")
     if columns and not has_penalty:
         texts.append("grasp_penalty: in no transition, taken as 0; nothing keeps the gripper from fluttering")
