@@ -5,7 +5,7 @@ Waypoints are the state at the first gripper command and at the end of the episo
 places, since far from them they are all as large as they may be; the demos' own states tell them in every frame. And a
 backbone's map tells them badly, where two dozen scenes have as many lights; keypoints do not mind the light: for each
 channel of a block's map, the mean place of a softmax over it (spatial softmax; Levine et al., arXiv 1504.00702).
-20 demos are enough for a ridge regression, and too few for gradient descent; docs/results.md has what it is worth, and
+20 demos are enough for a ridge regression, and too few for gradient descent. docs/experiments.md says what it is worth;
 where the map tells the places as well, which the demos show, there is nothing to gain.
 """
 
