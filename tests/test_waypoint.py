@@ -164,7 +164,7 @@ def test_keypoints_are_stored_beside_the_map_and_those_of_the_whole_frame_in_eve
     agent = make_agent()
     obs = frames(agent)
     stored = agent.encode_frames(obs, views=3)
-    assert stored["a"].shape == (3, 552, 16) == (3, *agent.feature_shape)
+    assert stored["a"].shape == (3, 528, 16) == (3, *agent.feature_shape)
     assert make_agent(waypoint=False).feature_shape == (512, 16)
     assert (stored["a"][:, 512:] == stored["a"][0, 512:]).all()
     assert not np.array_equal(stored["a"][0, :512], stored["a"][1, :512])
@@ -190,7 +190,7 @@ def test_a_fit_reaches_the_target_at_once_and_no_update_moves_it():
     online, target = (networks["encoder"].waypoint for networks in (agent.online, agent.target))
     read, trained = online.weight.clone(), online.dense.weight.clone()
     assert torch.equal(target.weight, read) and torch.equal(target.bias, online.bias)
-    frame = {"a": rng.standard_normal((4, 552, 16), np.float32), "state": rng.standard_normal((4, 3), np.float32)}
+    frame = {"a": rng.standard_normal((4, 528, 16), np.float32), "state": rng.standard_normal((4, 3), np.float32)}
     batch = {"observations": frame, "next_observations": frame, "actions": np.full((4, 6), 0.5, np.float32)}
     agent.update(batch | {"rewards": np.ones(4), "masks": np.ones(4)}, clone_weight=1.0)
     assert torch.equal(online.weight, read) and torch.equal(target.weight, read)
@@ -203,7 +203,7 @@ def test_a_saved_policy_reads_as_before_and_an_agent_without_the_branch_refuses_
     obs = frames(agent)
     loaded = build.load_agent(tmp_path / "best.pt")
     np.testing.assert_array_equal(loaded.sample_actions(obs, argmax=True), agent.sample_actions(obs, argmax=True))
-    with pytest.raises(ValueError, match="waypoint is True, here False"):
+    with pytest.raises(ValueError, match=r"waypoint is \[0, 1\], here False"):
         make_agent(["a"], waypoint=False).load(tmp_path / "best.pt")
 
 
@@ -221,6 +221,32 @@ def test_a_checkpoint_from_before_the_branch_is_loaded_without_it(tmp_path):
     obs = {k: v for k, v in demos.transitions[0]["observations"].items()}
     np.testing.assert_array_equal(agent.sample_actions(obs, argmax=True), old.sample_actions(obs, argmax=True))
     assert build.load_agent(tmp_path / "old.pt").encoder.waypoint is None
+
+
+def test_a_branch_of_an_older_version_reads_the_maps_that_it_was_fitted_to(tmp_path):
+    path = make_demos(tmp_path / "demos.pkl")
+    demos = read_demos(path, ["image"], FIXED)
+    settings = dict(lr=3e-4, discount=0.95, device="cpu", backbone=ResNet10(), trainable=False)
+    old = fitted(make_agent(["image"], waypoint=[1, 3], state_dim=demos.state_dim))
+    assert old.feature_shape == (552, 16) and old.encoder.waypoint.weight.shape[1] == 640 + demos.state_dim
+    state = old.state_dict()
+    state["config"]["waypoint"] = True
+    torch.save(state, tmp_path / "old.pt")
+    obs = demos.transitions[0]["observations"]
+    action = old.sample_actions(obs, argmax=True)
+    agent = build.make_agent(demos, **settings, start=tmp_path / "old.pt")
+    agent.load(tmp_path / "old.pt")
+    for loaded in (agent, build.load_agent(tmp_path / "old.pt")):
+        assert loaded.config["waypoint"] == [1, 3]
+        np.testing.assert_array_equal(loaded.sample_actions(obs, argmax=True), action)
+    with pytest.raises(ValueError, match=r"waypoint is \[1, 3\], here \[0, 1\]"):
+        make_agent(["image"], state_dim=demos.state_dim).load(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("maps", [[5], [-1]])
+def test_keypoints_of_maps_that_are_not_there(maps):
+    with pytest.raises(ValueError, match="wanted some of 0 to 4"):
+        make_agent(["a"], waypoint=maps)
 
 
 @pytest.mark.parametrize("settings", [{"trainable_backbone": True}, {"state_dim": 0}, {"image_keys": []}])

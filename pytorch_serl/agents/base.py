@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from pytorch_serl.networks.augment import crop_offsets, random_crop
-from pytorch_serl.networks.resnet import FEATURE_SHAPE, KEYPOINT_ROWS, ObservationEncoder, ResNet10
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, ObservationEncoder, ResNet10
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
@@ -38,6 +39,15 @@ def _float_features(x: torch.Tensor) -> torch.Tensor:
     return rows[:, :-ROW_GAP].view(x.shape).copy_(x)
 
 
+def keypoint_maps(config: dict[str, Any]) -> list[int] | bool:
+    """Of which maps an agent's waypoint branch reads the keypoints, as the settings of a checkpoint say; False: none.
+
+    Older versions said True, and read those of the first and the third block, or knew no branch.
+    """
+    waypoint = config.get("waypoint", False)
+    return [1, 3] if waypoint is True else waypoint
+
+
 class PixelAgent:
     """The base of `SACAgent`, which sets the attributes that are declared here."""
 
@@ -59,8 +69,7 @@ class PixelAgent:
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Of what is stored of a frame: the frozen backbone's map, and with a waypoint branch its keypoints."""
-        channels, positions = FEATURE_SHAPE
-        return channels + KEYPOINT_ROWS * (self.encoder.waypoint is not None), positions
+        return self.encoder.feature_shape
 
     def _tensors(self, obs: dict[str, Any]) -> Tensors:
         """Check keys, dtypes and shapes of a batch of observations and move it to the device."""
@@ -117,7 +126,7 @@ class PixelAgent:
     @torch.no_grad()
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """What is stored of each camera's frames, (B, *feature_shape), in passes that suit the device."""
-        see = self.backbone if self.encoder.waypoint is None else self.backbone.with_keypoints
+        see = partial(self.encoder.see, self.backbone)
         if len(images[0]) <= FRAMES_IN_CACHE and len({x.shape for x in images}) == 1:
             return list(see(torch.cat(images)).chunk(len(images)))
         parts = [x.split(FRAMES_IN_CACHE if self.device.type == "cpu" else len(x)) for x in images]
@@ -225,7 +234,7 @@ class PixelAgent:
         shaping = ("image_keys", "action_dim", "state_dim", "ensemble_size", "trainable_backbone", "waypoint")
         kind, config = type(self).__name__, state["config"]
         wrong = [f"it holds a {state['kind']}, this run needs a {kind}"] * (state["kind"] != kind)
-        config = {"waypoint": False, **config}  # a file of an older version has none
+        config = {**config, "waypoint": keypoint_maps(config)}
         wrong += [f"{k} is {config.get(k)}, here {self.config[k]}" for k in shaping if config.get(k) != self.config[k]]
         for name, module in self.state_dict()["modules"].items():
             theirs = {k: tuple(v.shape) for k, v in uncompiled(state["modules"].get(name, {})).items()}

@@ -13,7 +13,7 @@ from the original and 0 by default; so are the waypoint branch (`waypoint`, netw
 
 import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import nn
 
 from pytorch_serl.agents.base import PixelAgent, Tensors
 from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
-from pytorch_serl.networks.resnet import ObservationEncoder, ResNet10, check_image_keys
+from pytorch_serl.networks.resnet import KEYPOINT_MAPS, ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE, make_adam
 from pytorch_serl.utils.files import load_into
 
@@ -65,7 +65,8 @@ class SACAgent(PixelAgent):
         dropout: rate on the pooled features, in the actor's training pass only.
         trainable_backbone: train one ResNet-10 per camera instead of sharing one frozen backbone.
         waypoint: give the encoding a branch on where the arm is to go, read from frozen features and state
-            (networks/waypoint.py); it says nothing before `build.fit_waypoint`.
+            (networks/waypoint.py); it says nothing before `build.fit_waypoint`. Or of which maps it reads the keypoints
+            (`keypoint_maps` in agents/base.py); True: of KEYPOINT_MAPS.
         backbone: the frozen ResNet-10, or with `trainable_backbone` where each of them starts; random when None.
         device: where everything lives; default `DEVICE`.
     """
@@ -88,7 +89,7 @@ class SACAgent(PixelAgent):
         init_temperature: float = 1e-2,
         dropout: float = 0.1,
         trainable_backbone: bool = False,
-        waypoint: bool = False,
+        waypoint: bool | Sequence[int] = False,
         backbone: ResNet10 | None = None,
         device: torch.device | str | None = None,
     ):
@@ -104,7 +105,8 @@ class SACAgent(PixelAgent):
         action_dim, state_dim, ensemble_size = (operator.index(n) for n in (action_dim, state_dim, ensemble_size))
         lr, discount, tau, dropout = float(lr), float(discount), float(tau), float(dropout)
         init_temperature = float(init_temperature)
-        trainable_backbone, waypoint = bool(trainable_backbone), bool(waypoint)
+        trainable_backbone = bool(trainable_backbone)
+        maps = list(waypoint) if isinstance(waypoint, Sequence) else list(KEYPOINT_MAPS) if waypoint else []
         q_range = None if q_range is None else tuple(map(float, q_range))
         target_entropy = None if target_entropy is None else float(target_entropy)
         self.action_dim, self.state_dim = action_dim, state_dim
@@ -124,16 +126,16 @@ class SACAgent(PixelAgent):
             init_temperature=init_temperature,
             dropout=dropout,
             trainable_backbone=trainable_backbone,
-            waypoint=waypoint,
+            waypoint=maps or False,
         )
         self.backbone = None
         if self.image_keys and not trainable_backbone:
             self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()
             self.backbone.to(self.device)
 
-        num_waypoints = (2 if self.num_grippers else 1) if waypoint else 0  # the first gripper command, and the end
+        num_waypoints = (2 if self.num_grippers else 1) if maps else 0  # the first gripper command, and the end
         # `online` learns from the critics' losses, `target` is its average; the frozen backbone is in neither
-        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone, num_waypoints)
+        self.encoder = ObservationEncoder(self.image_keys, state_dim, dropout, trainable_backbone, num_waypoints, maps)
         if backbone is not None:
             for trained in self.encoder.backbones.values():
                 load_into(trained, backbone.state_dict())

@@ -60,8 +60,7 @@ class Policy(nn.Module):
         """The encoding (B, D) of an input as in this module's docstring."""
         maps = {key: resize(obs[key]) for key in self.image_keys}
         if self.backbone is not None:
-            see = self.backbone if self.encoder.waypoint is None else self.backbone.with_keypoints
-            maps = {key: see(image) for key, image in maps.items()}  # (B, *feature_shape)
+            maps = {key: self.encoder.see(self.backbone, image) for key, image in maps.items()}  # (B, *feature_shape)
         return self.encoder(self.encoder.pool(obs | maps))
 
     def forward(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -5,11 +5,11 @@ A frame's way: uint8 (B, H, W, 3) -> `ResNet10` -> feature map (B, 512, 16) -> `
 A frozen backbone's feature map never changes, so replay stores that instead of the frame (data/replay_buffer.py).
 Reference: HIL-SERL (arXiv 2410.21845) vision/resnet_v1.py and common/encoding.py.
 
-With a waypoint branch, which the original has not, the map comes with its keypoints, (B, 552, 16) together, and another
+With a waypoint branch, which the original has not, the map comes with its keypoints, (B, 528, 16) together, and another
 64 numbers of the encoding say where the arm is to go (networks/waypoint.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ IMAGE_SIZE = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEATURE_SHAPE = (512, 16)  # channels, 4 x 4 positions: after the last block
 LOCAL_SHAPE = (128, 16, 16)  # channels, rows, columns: after the second
-KEYPOINT_ROWS = (64 + 256) * 2 // 16  # of 16 numbers: x and y for every channel after the first and the third
+WIDTHS = (64, 64, 128, 256, 512)  # channels after the pooling and after each block
+KEYPOINT_MAPS = (0, 1)  # after the pooling and after the first block: fine maps tell places exactly
 BOTTLENECK_DIM, STATE_EMBEDDING_DIM = 256, 64
 
 
@@ -73,8 +74,7 @@ class ResNet10(nn.Module):
         super().__init__()
         self.conv_init = _conv(3, 64, 7, 2, 3)
         self.norm_init = nn.GroupNorm(4, 64, eps=1e-5, dtype=torch.float32)
-        widths = (64, 64, 128, 256, 512)
-        self.blocks = nn.ModuleList(ResNetBlock(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(4))
+        self.blocks = nn.ModuleList(ResNetBlock(WIDTHS[i], WIDTHS[i + 1], stride=1 if i == 0 else 2) for i in range(4))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # as images come: no convolution has to reorder them
@@ -87,25 +87,35 @@ class ResNet10(nn.Module):
         """Every intermediate map: conv_init, norm_init (before ReLU), then the blocks; last is (B, 512, 4, 4)."""
         outputs = [self.conv_init(self.preprocess(images))]  # (B, 64, 64, 64)
         outputs.append(self.norm_init(outputs[-1]))
-        x = F.relu(F.max_pool2d(_pad_same(outputs[-1]), 3, 2))  # (B, 64, 32, 32); ReLU keeps order, and costs less here
+        return outputs + self._blocks(outputs[-1], blocks)[1:]
+
+    def _blocks(self, x: torch.Tensor, blocks: int = 4) -> list[torch.Tensor]:
+        """norm_init's output to the map after the pooling, (B, 64, 32, 32), and after each block."""
+        outputs = [F.relu(F.max_pool2d(_pad_same(x), 3, 2))]  # ReLU keeps order, and costs less after the pooling
         for block in self.blocks[:blocks]:
-            x = block(x)
-            outputs.append(x)
+            outputs.append(block(outputs[-1]))
         return outputs
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> feature map (B, 512, 16), position = 4 * row + column."""
         return self.stages(images)[-1].flatten(2)
 
-    def with_keypoints(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, H, W, 3) -> (B, 552, 16): the feature map, then the keypoints of the first and the third block."""
-        _, _, first, _, third, last = self.stages(images)
-        points = torch.cat([keypoints(first), keypoints(third)], -1)  # (B, 640)
-        return torch.cat([last.flatten(2), points.unflatten(-1, (KEYPOINT_ROWS, -1))], 1)
+    def with_keypoints(self, images: torch.Tensor, of: Sequence[int] = KEYPOINT_MAPS) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> (B, 528, 16): the feature map, then the keypoints of the maps `of`, 0 to 4."""
+        maps = self._blocks(self.norm_init(self.conv_init(self.preprocess(images))))
+        points = torch.cat([keypoints(maps[i]) for i in of], -1)  # (B, 256)
+        return torch.cat([maps[-1].flatten(2), points.unflatten(-1, (keypoint_rows(of), -1))], 1)
 
     def local(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> the second block's map (B, 128, 16, 16), 8 pixels to a place."""
         return self.stages(images, blocks=2)[-1]
+
+
+def keypoint_rows(of: Sequence[int]) -> int:
+    """Rows of 16 numbers that hold x and y of every channel of the maps `of`. Raises ValueError for other maps."""
+    if not set(of) <= set(range(len(WIDTHS))):
+        raise ValueError(f"keypoints of the maps {list(of)}; wanted some of 0 to {len(WIDTHS) - 1}")
+    return 2 * sum(WIDTHS[i] for i in of) // 16
 
 
 def fast_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
@@ -219,6 +229,7 @@ class ObservationEncoder(nn.Module):
         dropout: float,
         trainable_backbone: bool = False,
         num_waypoints: int = 0,
+        keypoint_maps: Sequence[int] = KEYPOINT_MAPS,
     ):
         super().__init__()
         self.image_keys = list(image_keys)
@@ -229,15 +240,26 @@ class ObservationEncoder(nn.Module):
             self.state_norm = nn.LayerNorm(STATE_EMBEDDING_DIM, eps=LAYER_NORM_EPS, dtype=torch.float32)
         self.state_dim = state_dim
         self.encoding_dim = BOTTLENECK_DIM * len(self.image_keys) + (STATE_EMBEDDING_DIM if state_dim else 0)
-        self.waypoint = None
+        self.waypoint, self.keypoint_maps = None, list(keypoint_maps)
         if num_waypoints:
-            self.waypoint = Waypoint(KEYPOINT_ROWS * 16 * len(self.image_keys), state_dim, num_waypoints)
+            num_keypoints = keypoint_rows(self.keypoint_maps) * 16 * len(self.image_keys)
+            self.waypoint = Waypoint(num_keypoints, state_dim, num_waypoints)
             self.encoding_dim += BRANCH_DIM
+
+    def see(self, backbone: ResNet10, images: torch.Tensor) -> torch.Tensor:
+        """What `pool` takes of a camera's frames, uint8 (B, H, W, 3): the frozen backbone's map, and keypoints."""
+        return backbone(images) if self.waypoint is None else backbone.with_keypoints(images, self.keypoint_maps)
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Of one frame that was seen."""
+        channels, positions = FEATURE_SHAPE
+        return channels + (keypoint_rows(self.keypoint_maps) if self.waypoint is not None else 0), positions
 
     def pool(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen feature maps (B, 512, 16), or uint8 images for trainable backbones, to pooled (B, 4096) by camera.
 
-        With a waypoint branch the maps come with their keypoints (B, 552, 16), and `waypoint` (B, W * state_dim) says
+        With a waypoint branch the maps come with their keypoints (B, 528, 16), and `waypoint` (B, W * state_dim) says
         where the arm is to go. This is the part that a pass with and one without dropout share; `state` goes through
         unchanged.
         """
@@ -248,7 +270,7 @@ class ObservationEncoder(nn.Module):
         return obs | pooled | {"waypoint": self.waypoint.read(self.waypoint_inputs(obs))}
 
     def waypoint_inputs(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Every camera's keypoints, then the state: (B, 640 * cameras + state_dim)."""
+        """Every camera's keypoints, then the state: (B, 256 * cameras + state_dim)."""
         points = [obs[k][:, FEATURE_SHAPE[0] :].flatten(1) for k in self.image_keys]
         return torch.cat([*points, obs["state"]], -1)
 

@@ -84,7 +84,7 @@ class Waypoint(nn.Module):
 
         In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else. Beside
         numbers that are told stand those whose error is NEGLIGIBLE because their waypoint is nearly always the same, as
-        the height of a table. Where none is told, or `maps` tell the told ones as well, all stay 0.
+        the height of a table. Where none is told, or `maps` tell what either tells as well, all stay 0.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
@@ -96,30 +96,32 @@ class Waypoint(nn.Module):
             deviation: 1 where the frames tell nothing of a waypoint that the state did not, and as little where it is
             always the same.
         """
-        scale, fits, lines, errors = self._scale(inputs.astype(np.float64)), [], [], []
+        scale, fits, errors = self._scale(inputs.astype(np.float64)), [], []
         for waypoint in range(displacements.shape[1]):
             rows = np.flatnonzero(ahead[:, waypoint])
             rows = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))]
             y = displacements[rows, waypoint].astype(np.float64)
             spread, places = y.std(0), (y + inputs[rows, -self.state_dim :]).std(0)
             moves, differs = (x > 1e-6 * max(1.0, spread.max()) for x in (spread, places))
-            fits.append((rows, y / np.where(moves, spread, 1.0)))
-            lines.append(ridge(inputs[rows] * scale, fits[-1][1], episodes[rows]))
-            errors.append(np.where(moves & differs, lines[-1].error * spread / np.where(differs, places, 1.0), 1.0))
-        weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*lines))  # error: over the displacements'
-        told = np.concatenate(errors) <= MAX_ERROR
-        if maps is not None and told.any():
-            by_map = np.concatenate([self._map_error(inputs[rows], maps[rows], y, episodes[rows]) for rows, y in fits])
-            told &= (error[told] ** 2).sum() < (by_map[told] ** 2).sum()
+            y /= np.where(moves, spread, 1.0)
+            seen = [inputs[rows] * scale]
+            if maps is not None:
+                by_map = np.concatenate([maps[rows], inputs[rows, -self.state_dim :]], 1).astype(np.float64)
+                seen.append(by_map * self._scale(by_map))
+            lines = [ridge(x, y, episodes[rows]) for x in seen]
+            fits.append(lines[0])
+            over_places = spread / np.where(differs, places, 1.0)
+            errors.append([np.where(moves & differs, line.error * over_places, 1.0) for line in lines])
+        weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*fits))  # error: over the displacements'
+        ours, *others = np.concatenate(errors, -1)
+        told = ours <= MAX_ERROR
+        for theirs in others:
+            either = told | (theirs <= MAX_ERROR)
+            told &= (ours[either] ** 2).sum() < (theirs[either] ** 2).sum()
         told = (told | (error <= NEGLIGIBLE)) & told.any()
         self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T).float())  # MPS has no float64
         self.bias.copy_(torch.from_numpy(bias * told).float())
-        return np.stack(errors)
-
-    def _map_error(self, inputs: np.ndarray, maps: np.ndarray, y: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-        """The error per column of y of a fit to map and state, as `ridge` has it."""
-        seen = np.concatenate([maps, inputs[:, -self.state_dim :]], 1).astype(np.float64)
-        return ridge(seen * self._scale(seen), y, episodes).error
+        return np.stack([of_keypoints for of_keypoints, *_ in errors])
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
         """Factors (D,) that give the keypoints altogether and every entry of the state a variance of 1 or less."""

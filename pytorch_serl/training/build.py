@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
+from pytorch_serl.agents.base import keypoint_maps
 from pytorch_serl.agents.sac import CLONE_DROPOUT, SACAgent, SACHybridAgent
 from pytorch_serl.data.actions import gripper_columns, in_force
 from pytorch_serl.data.demos import Demos, num_grippers
@@ -49,8 +50,8 @@ def make_agent(
 ) -> SACAgent:
     """The agent that fits the demos, every Q at 0: cameras, state and action dimensions are read from them.
 
-    It has a waypoint branch, unless the backbone is trained, there is no state, or `start`, the checkpoint that it is
-    to load, has none.
+    It has a waypoint branch, that of `start` where this is the checkpoint that it is to load, unless the backbone is
+    trained, there is no state, or `start` has none.
     """
     grippers = num_grippers(demos.setup_mode)
     settings: dict[str, Any] = dict(
@@ -61,7 +62,7 @@ def make_agent(
         device=device,
         backbone=backbone,
         trainable_backbone=trainable,
-        waypoint=bool(demos.image_keys and demos.state_dim and not trainable and (not start or _has_waypoint(start))),
+        waypoint=bool(demos.image_keys and demos.state_dim) and not trainable and (not start or _waypoint_of(start)),
     )
     if grippers:
         agent = SACHybridAgent(demos.image_keys, demos.continuous_dim, 3**grippers, **settings)
@@ -71,12 +72,12 @@ def make_agent(
     return agent
 
 
-def _has_waypoint(path: str | os.PathLike) -> bool:
-    """Whether a checkpoint's agent has the branch; True for what is none, which `load` refuses."""
+def _waypoint_of(path: str | os.PathLike) -> list[int] | bool:
+    """The branch of a checkpoint's agent (`keypoint_maps`); True for what is no checkpoint, which `load` refuses."""
     content = load_checkpoint(path)
     agent = content.get("agent", content)
     config = agent.get("config") if isinstance(agent, dict) else None
-    return bool(config.get("waypoint")) if isinstance(config, dict) else True
+    return keypoint_maps(config) if isinstance(config, dict) else True
 
 
 def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> SACAgent:
@@ -92,7 +93,7 @@ def restore_agent(content: dict[str, Any], device: torch.device | str, source: s
     """The agent of a `state_dict()` that came from `source`. Raises ValueError as `load_agent` does."""
     if content.get("kind") not in ("SACAgent", "SACHybridAgent") or not isinstance(content.get("config"), dict):
         raise ValueError(f"{source}: not an agent's checkpoint; wanted best.pt of train_hybrid.py or train_offline.py")
-    settings = dict(content["config"], device=device)
+    settings = dict(content["config"], waypoint=keypoint_maps(content["config"]), device=device)
     try:
         image_keys, action_dim = settings.pop("image_keys"), settings.pop("action_dim")
         if content["kind"] == "SACHybridAgent":

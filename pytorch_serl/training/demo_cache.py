@@ -98,7 +98,8 @@ def _key(agent: SACAgent, frames: list[dict[str, Any]], crops: torch.Tensor | No
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     # another number of threads adds in another order
     how = [torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
-    facts = [FORMAT, torch.__version__, device.type, name, *how, views, agent.image_keys, agent.feature_shape]
+    stored = [views, agent.image_keys, agent.feature_shape, agent.encoder.keypoint_maps]
+    facts = [FORMAT, torch.__version__, device.type, name, *how, *stored]
     key.update(json.dumps(facts).encode())
     for name, tensor in uncompiled(agent.backbone.state_dict()).items():
         key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
