@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pytorch_serl.export import check, policy
-from pytorch_serl.training.build import load_agent
+from pytorch_serl.training.build import load_agent, policy_of
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 
 FILES = {"pt2": "policy.pt2", "onnx": "policy.onnx"}
@@ -102,7 +102,7 @@ def export(args, output_dir):
     with user_errors((ValueError, OSError, FloatingPointError)):
         print_settings(vars(args) | {"output_dir": output_dir})
         formats = choose_formats(args.formats)
-        agent = load_agent(args.ckpt)
+        agent = policy_of(load_agent(args.ckpt), args.ckpt)
         agent.check_finite()
         run_dir = Path(args.ckpt).parent
         observations = check.gather(agent, args.demo_paths, run_dir, args.observations)

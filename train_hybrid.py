@@ -58,9 +58,11 @@ from pytorch_serl.training.run import (
     make_writable_dir,
     prepare_run_dir,
     print_settings,
+    rng_state,
     run_script,
     save_settings,
     seed_all,
+    set_rng_state,
     uninterrupted,
     user_errors,
 )
@@ -229,6 +231,7 @@ class HybridTraining:
 
     def state(self):
         self.progress |= {"minutes": self.clock.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
+        self.progress["rng"] = rng_state()  # a learner elsewhere has its own
         return dict(self.progress)  # a copy: a learner in another process gets it later
 
     def load(self):
@@ -236,6 +239,9 @@ class HybridTraining:
         step, saved = self.learner.load()
         self.progress |= saved  # a run of an older version may lack an entry
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
+        self.progress["solved"] &= self.progress["best"] >= self.args.stop_at  # it may be higher now
+        if "rng" in saved:
+            set_rng_state(saved["rng"])
         return self.recover(step)
 
     def draw(self, log):
@@ -422,6 +428,7 @@ def run(args, at_the_end):
         if args.eval_ckpt or args.init_ckpt:
             agent.load(start)
         if args.eval_ckpt:
+            agent = build.policy_of(agent, start)
             folder = Path(args.save_dir) if args.save_dir else None
             if folder:
                 make_writable_dir(folder)

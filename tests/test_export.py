@@ -15,6 +15,7 @@ import export_policy
 from pytorch_serl.agents.sac import SACAgent, SACHybridAgent
 from pytorch_serl.export import check, policy
 from pytorch_serl.networks.resnet import ResNet10
+from pytorch_serl.training import build
 from pytorch_serl.training.build import load_agent
 from tests.runs import ROOT, command, make_demos, refused
 
@@ -90,6 +91,16 @@ def test_a_loaded_agent_is_the_saved_one(saved):
     obs = observations(agent, 2)
     assert agent.config == again.config
     assert np.array_equal(agent.sample_actions(obs, argmax=True), again.sample_actions(obs, argmax=True))
+
+
+def test_of_a_runs_checkpoint_the_average_is_exported(saved, tmp_path, capsys):
+    agent = load_agent(saved / "best.pt")
+    with torch.no_grad():
+        agent.average_actor.mean.bias.fill_(0.7)
+    torch.save({"agent": agent.state_dict()}, tmp_path / "last.pt")
+    used = build.policy_of(load_agent(tmp_path / "last.pt"), tmp_path / "last.pt")
+    assert (used.actor.mean.bias == 0.7).all() and "the averaged policy is used" in capsys.readouterr().out
+    assert build.policy_of(agent, saved / "best.pt") is agent
 
 
 def test_the_command_writes_what_it_checked(saved, tmp_path, capsys):

@@ -167,6 +167,28 @@ def test_stops_when_success_holds_and_keeps_the_averaged_policy(demos, tmp_path,
     assert not equal(best["actor"], last["actor"])
 
 
+def test_a_run_that_stopped_as_solved_goes_on_when_more_is_wanted(demos, tmp_path):
+    settings = {"eval_episodes": 2, "max_steps": 2 * LENGTH}
+    train_hybrid.main(words(demos, tmp_path, stop_at=0.5, **settings))
+    train_hybrid.main(words(demos, tmp_path, stop_at=0.4, resume=True, **settings))
+    assert content(tmp_path)["step"] == 0
+    train_hybrid.main(words(demos, tmp_path, stop_at=1.0, resume=True, **settings))
+    assert content(tmp_path)["step"] == 2 * LENGTH
+
+
+def test_of_a_runs_checkpoint_the_policy_that_acted_is_evaluated(demos, tmp_path, monkeypatch, capsys):
+    train_hybrid.main(words(demos, tmp_path, max_steps=LENGTH))
+    used = []
+    monkeypatch.setattr(train_hybrid, "report_evaluation", lambda agent, *_, **__: used.append(modules(agent)))
+    for name in ("last.pt", "best.pt"):
+        out = {"save_dir": None, "eval_ckpt": tmp_path / name}
+        train_hybrid.main(words(demos, tmp_path, **out))
+        assert ("the averaged policy is used" in capsys.readouterr().out) == (name == "last.pt")
+    last, best = content(tmp_path)["agent"]["modules"], load_checkpoint(tmp_path / "best.pt")["modules"]
+    assert equal(used[0]["actor"], last["average_actor"]) and not equal(used[0]["actor"], last["actor"])
+    assert equal(used[0]["online"], last["target"]) and equal(used[1]["actor"], best["actor"])
+
+
 def test_a_run_of_an_older_version_that_counted_its_passes_goes_on(demos, tmp_path):
     train_hybrid.main(words(demos, tmp_path, max_steps=LENGTH))
     saved = content(tmp_path)

@@ -100,8 +100,7 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     run.learner.store_demos(read)
     info = run.learner.pretrain()
     assert 0 < info["clone_loss"] and run.learner.pretrained == 1
-    policy = run.learner.averaged()
-    run.learner.refresh()
+    policy = run.learner.averaged()  # from here on it acts, however late the first update beside the robot is
     path = run.learner.save(0, {"evaluated": -1})
     run.learner.pretrain()  # what is kept is what was evaluated
     run.learner.save_averaged(tmp_path / "best.pt")
@@ -119,6 +118,20 @@ def test_the_actor_gets_what_was_learned(demos, tmp_path):
     assert equal(policy.actor.state_dict(), kept["actor"]) and equal(kept["actor"], saved["average_actor"])
     assert not list(tmp_path.glob("*.tmp"))
     assert equal(kept["backbone"], run.agent.backbone.state_dict())
+
+
+def test_exploration_goes_on_after_a_resumption(demos, tmp_path):
+    """Random numbers of the process that acts are its own, beside the learner's."""
+    run, read = remote(demos, tmp_path)
+    run.learner.store_demos(read)
+    torch.manual_seed(5), np.random.seed(5)
+    run.save(0)
+    wanted = torch.rand(3).tolist(), np.random.rand()
+    run.learner.close()
+    run, _ = remote(demos, tmp_path, resume=True)
+    run.load()
+    run.learner.close()
+    assert (torch.rand(3).tolist(), np.random.rand()) == wanted
 
 
 def test_a_simulation_waits_for_its_learner(demos, tmp_path):

@@ -87,6 +87,7 @@ class LearnerCalls:
     def averaged(self) -> SACAgent:
         self.candidate = self.agent.averaged()  # a copy to load into
         self.candidate.load_state_dict(from_bytes(self._ask("averaged"), self.agent.device))
+        self.refresh()  # after the pretraining, too: `learn` is not called before --training_starts
         return self.candidate
 
     def save_averaged(self, path: Path) -> None:

@@ -89,6 +89,17 @@ def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> S
     return restore_agent(content.get("agent", content), device, str(path))
 
 
+def policy_of(agent: SACAgent, path: str | os.PathLike) -> SACAgent:
+    """Of the agent that came from `path` what is to be used: of a run's checkpoint (`last.pt`) the average.
+
+    It acted in the run, and was evaluated; the last update's own parameters solve less. Says so.
+    """
+    if "agent" not in load_checkpoint(path):
+        return agent
+    print(f"{path} is a run's checkpoint: of its last update the averaged policy is used, as in the run")
+    return agent.averaged()
+
+
 def restore_agent(content: dict[str, Any], device: torch.device | str, source: str) -> SACAgent:
     """The agent of a `state_dict()` that came from `source`. Raises ValueError as `load_agent` does."""
     if content.get("kind") not in ("SACAgent", "SACHybridAgent") or not isinstance(content.get("config"), dict):
