@@ -153,6 +153,9 @@ def test_keys_work_beside_a_pad(monkeypatch):
     env.step(env.policy)  # gone, it waits anyway: p says nothing then
     assert len(env.env.actions) == 2 and len(env.lines) == 3 and "space goes on without it" in env.lines[2]
     assert env.step(env.policy)[4]["human_verdict"] == 1.0
+    paused = human(still, keys=Typed("p", "", " "))
+    paused.step(paused.policy)
+    assert paused.lines == ["paused; start goes on", "goes on"]
     waits = human(({}, ""), keys=Typed("", "w", " "))
     waits.wait_until_ready()
 

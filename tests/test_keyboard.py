@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pytorch_serl.envs.human.keyboard import SPEED, KeyboardHuman
+from pytorch_serl.utils.signals import uninterrupted
 from tests.runs import ROOT
 
 NOTHING = np.full(14, 0.1, np.float32)
@@ -131,6 +133,47 @@ def test_who_says_what_success_is(judge, keys, end, expected):
     _, reward, terminated, truncated, info = env.step(env.policy)
     assert (reward, terminated, info["succeed"], truncated, info.get("human_verdict")) == expected
     assert ("success? y or n" in env.lines) == (judge == "confirm" and end[2])
+
+
+def test_who_judges_while_in_control_stands_still():
+    """The policy is not to move what he holds: its action is neither executed nor recorded."""
+    for key in "ynx":
+        env = human("tw", key)
+        env.step(env.policy)
+        info = env.step(env.policy)[4]
+        assert not env.env.actions[-1].any() and not info["intervene_action"].any()
+    env = human("", "y").steered(leads=True)  # who records has his own standstill, and is counted by what he moved
+    env.reset()
+    assert "intervene_action" not in env.step(env.policy)[4]
+
+
+@pytest.mark.parametrize("reported", [{}, {"succeed": False}, {"succeed": True}])
+@pytest.mark.parametrize("judge, keys", [("confirm", ["", "n"]), ("overrule", ["n"])])
+def test_a_classifiers_success_is_denied_whatever_the_environment_reports(judge, keys, reported):
+    env = human(*keys, judge=judge)
+    step = env.env.step
+    env.env.step = lambda action: (*step(action)[:1], 1.0, True, False, reported | {"classifier_verdict": 1.0})
+    _, reward, terminated, truncated, info = env.step(env.policy)
+    assert (reward, terminated, truncated, info["succeed"]) == (0.0, False, True, False)
+    assert ("success? y or n" in env.lines) == (judge == "confirm")
+
+
+@pytest.mark.parametrize("wait", ["control", "pause", "question"])
+def test_one_signal_ends_a_wait_for_a_key(wait):
+    """Amid a step, too, where signals are put off until its end."""
+    keys = {"control": ("t",), "pause": ("p",), "question": ("",)}[wait]
+    env = human(*keys, judge="confirm", ends=[(1.0, True, True)])
+    read = env.device.read
+
+    def read_or_stop(timeout=0.0):
+        if env.device.keys:
+            return read(timeout)
+        signal.raise_signal(signal.SIGTERM)
+        return ""
+
+    env.device.read = read_or_stop
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        env.step(env.policy)
 
 
 def test_an_evaluation_can_be_judged_but_not_helped():

@@ -28,7 +28,7 @@ POLL_SECONDS, RETRY_SECONDS = 0.01, 0.5
 ENDINGS = {"success", "failure", "discard"}
 NAMES = {"y": "success", "n": "failure", "x": "discard", "p": "pause"} | dict.fromkeys(keyboard.GO_ON, "go")
 ENTRIES = {"action", "in_control", "success", "failure", "discard", "pause"}
-HELP = "keys beside the device: y success, n failure, x throw the episode away | p pause | space goes on"
+HELP = "keys beside the device: y success, n failure, x give the episode up | p pause | space goes on"
 
 
 class DeviceGone(OSError):

@@ -25,7 +25,7 @@ CROSS = {
 }  # button: entry, direction
 HELP = (
     "gamepad: hold the right shoulder to take over | left stick x and y, right stick z and yaw, cross roll and pitch "
-    "| A close, B open | left shoulder other arm | Y success, X failure, back throw the episode away | start pause"
+    "| A close, B open | left shoulder other arm | Y success, X failure, back give the episode up | start pause"
 )
 
 
@@ -144,7 +144,7 @@ class GamepadHuman(PolledHuman):
 
     def _pause(self):
         self.say("paused; start goes on")
-        self._wait_for({PAUSE})
+        self._wait_for({PAUSE, GO})
         self.say("goes on")
 
     def _forget(self):

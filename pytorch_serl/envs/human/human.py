@@ -12,17 +12,18 @@ class Human(gym.Wrapper):
     """Lets a human take over, judge and pause; `keyboard.py` and `gamepad.py` beside this file know how he says so.
 
     A verdict ends the episode and overrules the environment's. While the human has taken over, the environment waits
-    until he moves something, so that no action without intent is recorded. `info["intervene_action"]` is what was
-    executed (float32), `info["human_verdict"]` 1 or 0 where the human judged.
+    until he moves something, so that no action without intent is recorded; where he judges instead, the arm stands
+    still in that last step. `info["intervene_action"]` is what was executed (float32), `info["human_verdict"]` 1 or 0
+    where the human judged.
 
     Args:
         env: with actions of one block per arm, in a learned-gripper mode its last entry the gripper's.
         device: what the human holds.
         arms: 1 or 2.
         grippers: whether the blocks have a gripper entry.
-        judge: "overrule": nothing else; "confirm": where the environment reports success, the human is asked, and
-            only his yes counts; "alone": the environment's reward and verdict are ignored; "label": his verdict ends
-            nothing, `info["label"]` is what it was at last, 1 or 0.
+        judge: "overrule": nothing else; "confirm": where the environment or the classifier reports success, the human
+            is asked, and only his yes counts; "alone": the environment's reward and verdict are ignored; "label": his
+            verdict ends nothing, `info["label"]` is what it was at last, 1 or 0.
         steer: whether taking over is possible; not in an evaluation.
         say: shows a line, who is in control for one.
     """
@@ -72,15 +73,18 @@ class Human(gym.Wrapper):
 
     def step(self, action):
         command = self._command()
+        if command is None and self.in_control and not self.leads:  # he judged; the policy is not to move what he holds
+            command = np.zeros(self.env.action_space.shape, np.float32)
         if command is not None:
             action = command
         obs, reward, terminated, truncated, info = self.env.step(np.array(action))  # a copy: it may be changed there
         if command is not None:
             info = info | {"intervene_action": command}
+        claimed = info.get("succeed") or info.get("classifier_verdict")
         if self.judge == "alone":
             terminated = terminated and not info.get("succeed")
             reward, info = 0.0, info | {"succeed": False}
-        elif self.judge == "confirm" and info.get("succeed") and self.verdict is None:
+        elif self.judge == "confirm" and claimed and self.verdict is None:
             self.say(f"success? {self.yes_or_no}")
             self._ask()
         if self.judge == "label":
@@ -90,7 +94,7 @@ class Human(gym.Wrapper):
             truncated, info = True, info | {"discard": True}
         elif self.verdict is not None:
             success, self.verdict = self.verdict, None
-            terminated = success or (terminated and not info.get("succeed"))  # no success: as if time had run out
+            terminated = success or (terminated and not claimed)  # no success: as if time had run out
             reward, truncated = float(success), not terminated
             info = info | {"succeed": success, "human_verdict": float(success)}
         return obs, reward, terminated, truncated, info

@@ -12,7 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from pytorch_serl.envs.human.human import Human
+from pytorch_serl.utils.signals import stop_if_told
 
+POLL_SECONDS = 0.1  # between two looks at whether Ctrl-C came, in a wait for a key
 SPEED = 0.5  # of the largest command, per key
 MOVES = {
     "w": (0, 1),
@@ -36,15 +38,15 @@ TAKE_OVER, OTHER_ARM, PAUSE, SUCCESS, FAILURE, DISCARD = "t", "\t", "p", "y", "n
 GO_ON = " \n\r"
 HELP = (
     "keys: t take over and hand back | w s a d r f move, u j i k q e turn | c close, o open, h hold | tab other arm | "
-    "y success, n failure, x throw the episode away | p pause"
+    "y success, n failure, x give the episode up | p pause"
 )
 
 
 class Keys(Protocol):
     """Where keys come from."""
 
-    def read(self, timeout: float | None = 0.0) -> str:
-        """The keys pressed since the last call; waits up to `timeout` seconds (None: for ever) for a first one."""
+    def read(self, timeout: float = 0.0) -> str:
+        """The keys pressed since the last call; waits up to `timeout` seconds for a first one."""
 
 
 class Terminal:
@@ -61,7 +63,7 @@ class Terminal:
         atexit.register(self.close)
         tty.setcbreak(self.file)  # Ctrl-C stays what it is
 
-    def read(self, timeout: float | None = 0.0) -> str:
+    def read(self, timeout: float = 0.0) -> str:
         keys = ""
         while select.select([self.file], [], [], 0.0 if keys else timeout)[0]:
             data = os.read(self.file, 1024)
@@ -89,7 +91,7 @@ class KeyboardHuman(Human):
     def _command(self):
         command = self._take(self._keys())
         while command is None and self._idle():
-            command = self._take(self._keys(timeout=None))
+            command = self._take(self._wait())
         return command if self.in_control else None
 
     def _keys(self, timeout=0.0):
@@ -98,6 +100,12 @@ class KeyboardHuman(Human):
         begun = ESCAPE_BEGUN.search(keys)
         self.begun = begun[0] if begun else ""
         return keys[: len(keys) - len(self.begun)].lower()
+
+    def _wait(self):
+        """Keys, as soon as there are any: Ctrl-C ends the wait, amid a step too."""
+        while not (keys := self._keys(timeout=POLL_SECONDS)):
+            stop_if_told()
+        return keys
 
     def _take(self, keys):
         """Do what the keys say; returns the action that they make, or None where they move nothing."""
@@ -138,7 +146,7 @@ class KeyboardHuman(Human):
 
     def _wait_for(self, wanted):
         while True:
-            for key in self._keys(timeout=None):
+            for key in self._wait():
                 if key in wanted:
                     if key in (SUCCESS, FAILURE):
                         self.verdict = key == SUCCESS
