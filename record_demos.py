@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pytorch_serl.data.demos import SETUP_MODES, read_demos
-from pytorch_serl.data.episode_files import FOLDER, EpisodeWriter
+from pytorch_serl.data.episode_files import EpisodeWriter, episode_files
 from pytorch_serl.envs.human.scripted import check_expert
 from pytorch_serl.training import build, recording
 from pytorch_serl.training.humans import (
@@ -126,27 +126,36 @@ def steering(env, args, number):
 
 
 def check_folder(folder, args):
-    """Refuse a folder with a recording in it, or remove that with --overwrite; other files stay."""
-    ours = (recording.DEMOS, recording.FAILED, recording.DEMOS_PICTURE)
-    found = [
-        p for p in (*(folder / name for name in ours), *(folder / name for name in recording.CLASSES)) if p.exists()
-    ]
-    found += [folder / FOLDER] if (folder / FOLDER).exists() else []
+    """Refuse a folder with a recording in it, with --resume one whose demos lack the episodes they were made of."""
+    found = [path for paths in recording.recorded_files(folder) for path in paths]
     if found and not (args.resume or args.overwrite):
+        names = dict.fromkeys(path.relative_to(folder).parts[0] for path in found)
         raise ValueError(
-            f"{folder} holds a recording ({', '.join(p.name for p in found)}); go on with --resume, replace it with "
-            "--overwrite, or name another --output_dir"
+            f"{folder} holds a recording ({', '.join(names)}); go on with --resume, replace it with --overwrite, or "
+            "name another --output_dir"
         )
-    for path in found if args.overwrite else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    demos = folder / recording.DEMOS
+    if args.resume and not args.classifier_only and demos.exists() and not episode_files(folder):
+        raise ValueError(
+            f"{demos} is there without the episodes that it was made of, so --resume would replace it; record into "
+            "another --output_dir, and give both files to --demo_paths"
+        )
     make_writable_dir(folder)
+
+
+def clear_folder(folder, args):
+    """Remove what --overwrite replaces, with --classifier_only the frames alone; other files stay."""
+    demos, frames = recording.recorded_files(folder)
+    for path in [*(() if args.classifier_only else demos), *frames]:
+        path.unlink()
 
 
 def record_demos(env, args, keys, limits, folder):
     """Record until there are --num_demos successes; returns number -> success of all that are kept."""
-    kept = recording.finished_episodes(folder, args.keep_failures)
+    found = recording.finished_episodes(folder, limits)
+    kept = {number: success for number, success in found.items() if success or args.keep_failures}
     writer = EpisodeWriter(folder, keys)
-    number, failures = max(kept, default=-1) + 1, 0
+    number, failures = max(found, default=-1) + 1, 0
     with tqdm(total=args.num_demos, initial=sum(kept.values()), unit="demo", desc="recording") as bar:
         while sum(kept.values()) < args.num_demos:
             if has_device(args.human):
@@ -305,6 +314,8 @@ def main(argv=None):
                 return
             env = beside_human(env, args)
             at_the_end.callback(env.close)  # the device, too; the environment below it is closed once
+            if args.overwrite:
+                clear_folder(folder, args)
             record(viewed(env, view), args, cameras, folder)
 
 
@@ -312,6 +323,8 @@ def look(env, args, cameras, folder):
     """Show the environment's rate and cameras."""
     obs, line = recording.check_rate(env, RECORD_SEED - 1, args.control_hz)
     print(line)
+    if warning := recording.storing_warning(obs, [*cameras, "state"], args.control_hz):
+        print(warning)
     make_writable_dir(folder)
     recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
     print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")

@@ -4,6 +4,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -256,3 +257,77 @@ def test_an_episode_in_which_nobody_steers_ends_the_recording(tmp_path, capsys):
         record_demos.main(refused_at_the_end)
     assert error.value.code == 2 and "nobody steered" in capsys.readouterr().err
     assert not (tmp_path / "demos.pkl").exists()
+
+
+def test_overwrite_replaces_the_recording_once_all_else_is_right_and_nothing_else(tmp_path, capsys):
+    options = {"output_dir": tmp_path, "num_demos": 1, "num_classifier_episodes": 1} | SMALL
+    record_demos.main(command(options))
+    (tmp_path / "success/mine.pkl").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    refused(record_demos, capsys, "cannot be made", command(options | {"env": "nowhere:Gone-v0", "overwrite": True}))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    record_demos.main(command(options | {"overwrite": True, "classifier_only": True, "num_classifier_episodes": 2}))
+    names = {path.name for path in (tmp_path / "success").iterdir()}
+    assert names == {"mine.pkl", "episode_000.pkl", "episode_001.pkl"}  # demo_000.pkl was of the frames before
+    assert (tmp_path / "demos.pkl").read_bytes() == before[tmp_path / "demos.pkl"]
+    record_demos.main(command(options | {"overwrite": True, "seed": 1, "num_classifier_episodes": 0}))
+    assert (tmp_path / "demos.pkl").read_bytes() != before[tmp_path / "demos.pkl"]
+    assert [path.name for path in (tmp_path / "success").iterdir()] == ["mine.pkl"]
+    assert not any((tmp_path / "failure").iterdir()) and len(list((tmp_path / "episodes").iterdir())) == 1
+
+
+def test_resume_wants_the_episodes_of_the_demos_and_the_same_environment(tmp_path, capsys):
+    options = {"num_demos": 2, "num_classifier_episodes": 0, "output_dir": tmp_path} | SMALL
+    demos = record(FIXED, **{k: v for k, v in options.items() if k != "output_dir"}, output_dir=tmp_path)
+    content = demos.read_bytes()
+    more = {"num_demos": 3, "resume": True}
+    for other in ({"setup_mode": LEARNED}, {"setup_mode": FIXED, "env_args": "image_size=24"}):
+        with pytest.raises(SystemExit):
+            record_demos.main(command(options | more | other))
+        assert "--resume wants the environment, cameras and setup mode of before" in capsys.readouterr().err
+    assert demos.read_bytes() == content and len(list((tmp_path / "episodes").iterdir())) == 2
+    for path in (tmp_path / "episodes").iterdir():
+        path.unlink()
+    refused(record_demos, capsys, "demos.pkl is there without", command(options | more | {"setup_mode": FIXED}))
+    assert demos.read_bytes() == content
+
+
+def test_resume_without_keep_failures_leaves_failures_on_disk(tmp_path, monkeypatch):
+    make = record_demos.build.make_env
+    options = {"num_classifier_episodes": 0} | SMALL
+    with monkeypatch.context() as patch:
+        patch.setattr(record_demos.build, "make_env", lambda *args: Robot(Failing(make(*args).env)))
+        record(FIXED, tmp_path, num_demos=2, keep_failures=True, **options)
+    recorded = {path.name for path in (tmp_path / "episodes").iterdir()}
+    good = record(FIXED, tmp_path, num_demos=3, resume=True, **options)
+    assert len(np.unique(read_demos(good, "image", FIXED).episode_ids)) == 3
+    now = {path.name for path in (tmp_path / "episodes").iterdir()}
+    assert now > recorded and len(now) == len(recorded) + 1 and (tmp_path / "failed_demos.pkl").exists()
+
+
+def test_frames_after_a_success_are_their_own_and_as_the_wrappers_show_them():
+    class Reusing(TinyEnv):
+        """Gives the same array at each step."""
+
+        def step(self, action):
+            self.picture[:] += 1
+            return {"image": self.picture}, 1.0, True, False, {"succeed": True}
+
+    class Cropped(gym.ObservationWrapper):
+        def observation(self, obs):
+            return {"image": obs["image"][:16]}
+
+    env = Reusing()
+    env.picture = np.zeros((32, 32, 3), np.uint8)
+    frames = recording.more_success(Robot(Cropped(env)), ["image"], FIXED, np.zeros(6), np.random.default_rng(0))
+    assert [int(frame["image"][0, 0, 0]) for frame in frames] == list(range(1, recording.SUCCESS_FRAMES))
+    assert all(frame["image"].shape == (16, 32, 3) for frame in frames)
+
+
+def test_a_rate_that_storing_cannot_keep_is_said(monkeypatch):
+    obs = {"image": np.zeros((32, 32, 3), np.uint8), "side": np.zeros(3)}
+    assert recording.storing_warning(obs, ["image", "state"], 10) is None
+    monkeypatch.setattr(recording, "packed", lambda record: time.sleep(0.06))
+    assert recording.storing_warning(obs, ["image"], None) is recording.storing_warning(obs, ["image"], 5) is None
+    assert "ms of the 100 ms of --control_hz 10" in recording.storing_warning(obs, ["image"], 10)

@@ -56,13 +56,18 @@ class EpisodeWriter:
         return {key: np.asarray(obs[key]) for key in self.keys if key in obs}
 
     def _write(self, mode: str, record: dict[str, Any]) -> None:
-        member = gzip.compress(pickle.dumps(record, protocol=4), compresslevel=1, mtime=0)
+        member = packed(record)
         try:
             with open(self.path, mode, buffering=0) as file:
                 if file.write(member) < len(member):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self.path, error) from error
+
+
+def packed(record: dict[str, Any]) -> bytes:
+    """A record as it is appended."""
+    return gzip.compress(pickle.dumps(record, protocol=4), compresslevel=1, mtime=0)
 
 
 def episode_files(save_dir: str | os.PathLike) -> dict[int, Path]:

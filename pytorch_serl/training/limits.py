@@ -106,7 +106,7 @@ class Limits:
         kept, errors = [], []
         for index, step in enumerate(steps):
             try:
-                self._check_recorded(Place(str(path), index), step)
+                self.recorded_step(Place(str(path), index), step)
                 kept.append(step)
             except DataError as error:
                 errors.append(error)
@@ -116,7 +116,8 @@ class Limits:
             kept[-1] = kept[-1] | {"dones": True}  # as if cut off by a time limit
         return kept
 
-    def _check_recorded(self, place: Place, step: dict[str, Any]) -> None:
+    def recorded_step(self, place: Place, step: dict[str, Any]) -> None:
+        """Raise DataError for a recorded transition that is beyond the limits."""
         read = read_transition(place, step, list(self.image_shapes), bool(self.state_dim), has_masks=True)
         for key in ("observations", "next_observations"):
             self.observation(place, key, step[key])

@@ -1,6 +1,7 @@
 """Recording: episodes on disk as they happen, the demo and classifier files made of them, and pictures."""
 
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 
 from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
-from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, read_episode
+from pytorch_serl.data.checks import DataError, Place
+from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, packed, read_episode
 from pytorch_serl.networks.resnet import resized
 from pytorch_serl.training.limits import Limits, Moment
 from pytorch_serl.training.pace import LATE
@@ -20,10 +22,12 @@ from pytorch_serl.utils.files import atomic_write
 
 DEMOS, FAILED, CLASSES = "demos.pkl", "failed_demos.pkl", ("failure", "success")  # of CLASSES, index = label
 CAMERAS_PICTURE, DEMOS_PICTURE = "cameras.png", "demos.png"
+FRAMES = re.compile(r"(demo|episode|labelled)_[0-9]+\.pkl")  # of the classifier, one file a scene and class
 RECORD_SEED = 500_000_000  # recordings are seeded from here, training far below, evaluations far above
 SUCCESS_FRAMES = 8  # classifier frames at and after success, per episode
 FAILURE_FRAMES = 8  # classifier frames of an episode's way to success, and as many of a failed one
 HARD_FRAMES = 3  # the last ones before success are always among them
+MOST_OF_PERIOD = 0.5  # what writing a step may take of the time between two
 CHECK_STEPS = 10  # the arm is told to stand still so often, to see what rate it keeps
 STORED = ("observations", "actions", "next_observations", "rewards", "dones", "masks", "grasp_penalty")
 
@@ -72,16 +76,32 @@ def record_episode(
     return "success" if success else "failure", steered
 
 
-def finished_episodes(folder: Path, keep_failures: bool) -> dict[int, bool]:
-    """Number -> success of the recorded episodes; removes what was left of a killed one, and unwanted failures."""
-    found = {}
+def recorded_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What recordings have left in a folder: demos and their episodes, and the classifier's frames."""
+    demos = [folder / name for name in (DEMOS, FAILED, DEMOS_PICTURE)] + list(episode_files(folder).values())
+    frames = [path for name in CLASSES for path in (folder / name).glob("*.pkl") if FRAMES.fullmatch(path.name)]
+    return [path for path in demos if path.is_file()], frames
+
+
+def finished_episodes(folder: Path, limits: Limits) -> dict[int, bool]:
+    """Number -> success of the recorded episodes; removes what was left of a killed one.
+
+    Raises ValueError, and removes nothing, for episodes of another environment.
+    """
+    found, unfinished = {}, []
     for number, path in episode_files(folder).items():
         transitions = read_episode(path)
         success = transitions[-1].get("succeed") if transitions else None  # only the step that ended it has a verdict
-        if success or (success is not None and keep_failures):
-            found[number] = bool(success)
-        else:
-            path.unlink()
+        if success is None:
+            unfinished.append(path)
+            continue
+        try:
+            limits.recorded_step(Place(str(path), 0), transitions[0])
+        except DataError as error:
+            raise ValueError(f"--resume wants the environment, cameras and setup mode of before: {error}") from None
+        found[number] = bool(success)
+    for path in unfinished:
+        path.unlink()
     return found
 
 
@@ -137,10 +157,19 @@ def more_success(
             action[:, -1] = 0.0
         obs, _, _, _, info = task.step(action.astype(np.float32).ravel())
         if info["succeed"]:
-            frames.append({key: obs[key] for key in keys if key in obs})
+            obs = observed(env, obs)
+            frames.append({key: np.array(obs[key]) for key in keys if key in obs})  # the task may reuse its arrays
         if len(frames) == SUCCESS_FRAMES - 1:
             break
     return frames
+
+
+def observed(env: gym.Env, obs: dict[str, Any]) -> dict[str, Any]:
+    """The task's own observation as the wrappers around it show it."""
+    if env is env.unwrapped:
+        return obs
+    obs = observed(env.env, obs)
+    return env.observation(obs) if isinstance(env, gym.ObservationWrapper) else obs
 
 
 def failed_frames(env: gym.Env, keys: list[str], setup_mode: str, rng: np.random.Generator, seed: int) -> list[dict]:
@@ -232,6 +261,20 @@ def check_rate(env: Robot, seed: int, control_hz: float | None) -> tuple[dict[st
     elif not control_hz and median < 5:
         line += "; it does not wait for its robot: on hardware give --control_hz, else nothing keeps a rate"
     return obs, line
+
+
+def storing_warning(obs: dict[str, Any], keys: list[str], control_hz: float | None) -> str | None:
+    """What to say where writing a step's frames, which happens between two steps, leaves a rate too little time."""
+    started = time.monotonic()
+    packed({key: np.asarray(obs[key]) for key in keys if key in obs})
+    took = time.monotonic() - started
+    if not control_hz or took * control_hz < MOST_OF_PERIOD:
+        return None
+    return (
+        f"WARNING: writing a step's frames takes {1000 * took:.0f} ms of the {1000 / control_hz:.0f} ms of "
+        f"--control_hz {control_hz:g}: the rate may not be kept; have the environment give smaller ones (the network "
+        "sees 128 x 128)"
+    )
 
 
 def seen_by_network(image: np.ndarray) -> np.ndarray:
