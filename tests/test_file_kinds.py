@@ -227,6 +227,17 @@ def test_a_cut_own_episode_is_a_demo_up_to_its_last_whole_step(tmp_path):
     assert len(read_episode(tmp_path / "copy.gz")) == len(load_transitions(path)) == 4
 
 
+def test_an_episode_that_was_stopped_before_its_first_step_is_left_out(tmp_path):
+    empty = EpisodeWriter(tmp_path, ["image"])
+    empty.start(0, {"image": np.zeros((8, 8, 3), np.uint8)})
+    with pytest.raises(DataError, match="000000.pkl.gz: file: got no whole step"):
+        read_demos(empty.path, "image", FIXED)
+    whole = make_demos(tmp_path / "demos.pkl")
+    demos = read_demos([empty.path, whole], "image", FIXED)
+    assert len(demos.transitions) == len(read_demos(whole, "image", FIXED).transitions)
+    assert any("1 files have no whole step and are left out" in text for text in demos.warnings)
+
+
 def test_a_gzip_file_that_grows_beyond_measure_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pytorch_serl.data.episode_files.LARGEST_RECORD", 100_000)
     record = pickle.dumps({"observations": {"image": np.zeros((200, 200, 3), np.uint8)}}, 4)

@@ -182,6 +182,20 @@ def test_subsampling(combine, first, foreign):
 
 
 @reading
+def test_after_a_subsampled_success_stands_the_last_frame(foreign):
+    """Not the frame before the last control step's action: that step took several of the dataset's frames."""
+    mapping = {"gripper": COMMANDS, "combine": "mean", "control_hz": 15}  # 2, 2, 2 and 1 steps
+    ends = [t for t in read_demos(describe(foreign, **mapping), "front", LEARNED).transitions if t["dones"]]
+    assert all(np.array_equal(t["next_observations"]["state"], t["observations"]["state"]) for t in ends)
+    mapping["control_hz"] = 5  # 6 and 1
+    assert len(read_demos(describe(foreign, **mapping), "front", LEARNED).transitions) == 2 * EPISODES
+    mapping["control_hz"] = 6  # 5 and 2: the last control step has two frames
+    last = read_demos(describe(foreign, **mapping), "front", LEARNED).transitions[1]
+    wanted = [transitions()[i]["observations"]["state"] for i in (5, 6)]
+    assert np.array_equal([last["observations"]["state"], last["next_observations"]["state"]], wanted)
+
+
+@reading
 def test_entries_ranges_and_names(foreign):
     mapping = {
         "cameras": {"top": "observation.images.front"},
@@ -256,8 +270,32 @@ def test_the_writer_refuses(source, tmp_path, capsys):
     assert lerobot_writer.main(options) == 2
     assert "transition 2: next_observations: got another picture or state" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leap.pkl"]
+    for change in ({"state": np.zeros(3, np.float32)}, {"side": demos[0]["observations"]["front"]}):
+        other = [t | {k: t[k] | change for k in ("observations", "next_observations")} for t in transitions()]
+        for key in ("observations", "next_observations"):
+            for transition in other if "state" in change else ():
+                transition[key] = {"front": transition[key]["front"]}
+        (tmp_path / "other.pkl").write_bytes(pickle.dumps(other))
+        assert (
+            lerobot_writer.main([options[0], str(source / "demos.pkl"), str(tmp_path / "other.pkl"), *options[2:]]) == 2
+        )
+        assert "other.pkl" in (error := capsys.readouterr().err) and "wanted ['front', 'state'], as before" in error
+    (tmp_path / "other.pkl").unlink()
     (tmp_path / "leap.pkl").write_bytes(pickle.dumps([demos[0], {}]))
     assert lerobot_writer.main(options) == 2 and "transition 1: observations: got no keys" in capsys.readouterr().err
+
+
+@reading
+def test_penalties_are_written_wherever_the_first_is(tmp_path):
+    demos = transitions()
+    for transition in demos:
+        transition.pop("grasp_penalty", None)
+    demos[4]["grasp_penalty"] = -0.02
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps(demos))
+    options = ["--demo_paths", str(tmp_path / "demos.pkl"), "--fps", str(FPS), "--output_dir", str(tmp_path / "set")]
+    assert lerobot_writer.main(options) == 0
+    got = read_demos(tmp_path / "set", "front", LEARNED).transitions
+    assert [t["grasp_penalty"] for t in got] == [-0.02 * (i == 4) for i in range(len(got))]
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):

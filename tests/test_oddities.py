@@ -234,7 +234,16 @@ def faint(i, transition):
         transition["observations"]["image"] = transition["observations"]["image"] % 7
 
 
+def held(transitions):
+    """Success is held for three steps in four episodes, and terminal in the last of them."""
+    for i, transition in enumerate(transitions[: 4 * LENGTH]):
+        transition.update(rewards=float(i % LENGTH >= 3), masks=float(i % LENGTH < 5))
+    for transition in transitions[4 * LENGTH :]:
+        transition.update(rewards=0.0, masks=1.0)
+
+
 ODD = {
+    "success held": (held, ["8 of 12 (66.7%) rewards of success come before the last", "(first: transition 3)"]),
     "metres": (each(metres), ["no continuous entry is above 0.01"]),
     "one small entry": (
         each(one_small),

@@ -87,18 +87,25 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
     image_keys = _as_list("image_keys", image_keys, str)
     if "state" in image_keys:
         raise ValueError("image_keys: got 'state', wanted cameras only; state is read where the file has it")
-    demos, solved = None, 0
+    demos, solved, empty = None, 0, []
     for path in paths:
         part = _read_file(path, image_keys, setup_mode)
+        if part is None:
+            empty.append(path)
+            continue
         solved += oddities.successes(part)
         if demos is None:
-            demos = replace(part, path=os.path.abspath(path))
+            demos, first = replace(part, path=os.path.abspath(path)), path
             continue
-        _check_same_layout(paths[0], demos, path, part)
-        part.warnings += _other_rewards(paths[0], demos, path, part)
+        _check_same_layout(first, demos, path, part)
+        part.warnings += _other_rewards(first, demos, path, part)
         demos.transitions += part.transitions
         demos.episode_ids = np.concatenate([demos.episode_ids, part.episode_ids + demos.episode_ids[-1] + 1])
         demos.warnings += part.warnings
+    if demos is None:
+        raise Place(paths[0]).error("file", "no whole step", "at least one transition", "record it again")
+    if empty:
+        demos.warnings.append(f"{', '.join(empty[:3])}: {len(empty)} files have no whole step and are left out")
     if not solved:  # in all files: one may hold failures alone
         demos.warnings.append(_all_failed(paths, demos))
     return demos
@@ -137,7 +144,10 @@ def load_recording(path: str, image_keys: list[str], setup_mode: str) -> tuple[l
 
 
 def _read_file(path, image_keys, setup_mode):
+    """Its demos; None where there is not one step."""
     raw, remarks = load_recording(path, image_keys, setup_mode)
+    if not raw:  # a run was stopped between a reset and the first step
+        return None
     one_episode = is_single(path)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
     transitions = []

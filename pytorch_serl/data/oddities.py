@@ -154,6 +154,15 @@ def _episode_oddities(demos, has_masks):
             f"masks: {source}{len(terminal)} episodes end without {reward} as terminal; if they are timeouts, "
             "they count as terminal too, and their masks should be 1"
         )
+    success = max(transition["rewards"] for transition in transitions) - SAME
+    rewarded = [row for row, transition in enumerate(transitions) if transition["rewards"] >= success]
+    held = [row for row in rewarded if transitions[row]["masks"] == 1 and row not in last_rows]
+    if held and success > kind.ordinary and not kind.shaped:
+        texts.append(
+            f"rewards: {share(len(held), len(rewarded))} rewards of success come before the last step of their episode "
+            f"(first: transition {held[0]}), and returns add them up; if it was held there, keep the first of an "
+            "episode's, with mask 0 and done"
+        )
     ends = [transitions[row] for row in last_rows if transitions[row]["dones"]]
     bootstrapped = sum(end["rewards"] > kind.ordinary + SAME and end["masks"] == 1 for end in ends)
     if bootstrapped and not kind.shaped and not kind.by_end:

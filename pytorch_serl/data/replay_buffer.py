@@ -209,16 +209,17 @@ class ReplayBuffer:
 
     # ---------------------------------------------------------------- saving
 
-    def export(self, since: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    def export(self, since: tuple[int, int] = (0, 0), copy: bool = True) -> dict[str, Any]:
         """What was added since the counters `since` (an earlier export's `counters`).
 
-        Exports taken one after another and given to `restore` in that order rebuild the buffer exactly.
+        Exports taken one after another and given to `restore` in that order rebuild the buffer exactly. Without `copy`
+        they are, where they can be, the buffer's own memory: for who is done with them before anything is added.
         """
         with self._lock:
             first = max(since[0], self._count - self.capacity)
             first_frame = max(since[1], self._frame_count - self.num_slots)
-            rows = np.arange(first, self._count) % self.capacity
-            slots = np.arange(first_frame, self._frame_count) % self.num_slots
+            rows = _ring(first, self._count, self.capacity, copy)
+            slots = _ring(first_frame, self._frame_count, self.num_slots, copy)
             return {
                 "counters": (self._count, self._frame_count),
                 "tail": self._tail,
@@ -259,6 +260,14 @@ class ReplayBuffer:
     def set_rng_state(self, state: str) -> None:
         """Continue the sampling where `rng_state()` was taken."""
         self._rng.bit_generator.state = json.loads(state)
+
+
+def _ring(first: int, end: int, size: int, copy: bool) -> np.ndarray | slice:
+    """Where the numbers from `first` to before `end` lie in a ring; as a slice, which copies nothing, where it can."""
+    start = first % size
+    if not copy and start + end - first <= size:
+        return slice(start, start + end - first)
+    return np.arange(first, end) % size
 
 
 def _need(name: str, content: dict[str, Any], keys: Iterable[str]) -> None:

@@ -55,7 +55,7 @@ class RunCheckpoint:
         """
         self.agent.check_finite()
         for name, buffer in self.buffers.items():
-            part = buffer.export(self.counters[name])
+            part = buffer.export(self.counters[name], copy=False)
             if part["counters"] != self.counters[name]:
                 file = BUFFER_PART.format(name, f"{part['counters'][0]:07d}")
                 save_checkpoint(self.path / file, part)

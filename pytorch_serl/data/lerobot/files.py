@@ -24,6 +24,8 @@ def require_packages() -> None:
         import av  # noqa: F401
         import pyarrow  # noqa: F401
     except ImportError as error:
+        if error.name is None:  # it is there and cannot be loaded: with a NumPy that is too old, say
+            raise ValueError(f"a LeRobot dataset cannot be read here: {error}") from None
         raise ValueError(
             f"a LeRobot dataset needs {error.name}: python -m pip install -r requirements/lerobot-data.txt"
         ) from None

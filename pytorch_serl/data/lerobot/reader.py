@@ -274,7 +274,9 @@ class _Rows:
             self.remarks.append(f"{self.place}: episode {number} has one frame and no step; it is left out")
             return [], rows[:0]
         parts = [steps[i : i + stride] for i in range(0, len(steps), stride)]
-        kept = np.array([part[0] for part in parts] + [rows[-1]] * final)
+        kept = np.array([part[0] for part in parts])
+        if final or kept[-1] != rows[-1]:  # the last frame stands for what the last step led to
+            kept = np.append(kept, rows[-1])
         states = None if self.state is None else self.state[kept]
         transitions = []
         for i, part in enumerate(parts):

@@ -89,14 +89,17 @@ class DatasetWriter:
         self.rows: list[dict] = []
         self.episodes: list[dict] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.keys: list[str] = []  # of every observation
+        self.has_penalty = False
         self.sums: dict[str, list[np.ndarray]] = {}  # of each camera: means over the pixels, by frame
 
     def add(self, place: Place, episode: list[dict]) -> None:
         """One episode. Raises ValueError where a next observation is not the following one, or shapes change."""
         number, first = len(self.episodes), len(self.rows)
-        if not number:
-            self.has_penalty = episode[0].get("grasp_penalty") is not None
         observations = [t["observations"] for t in episode] + [episode[-1]["next_observations"]]
+        self.keys = self.keys or sorted(observations[0])
+        if sorted(observations[0]) != self.keys:
+            raise place.error("observations", f"{sorted(observations[0])}", f"{self.keys}, as before", "write it apart")
         for i, (transition, following) in enumerate(zip(episode, observations[1:])):
             if not all(np.array_equal(transition["next_observations"][key], following[key]) for key in following):
                 raise Place(place.path, (place.first or 0) + i).error(
@@ -138,8 +141,8 @@ class DatasetWriter:
             "index": len(self.rows),
             "task_index": 0,
         }
-        if self.has_penalty:
-            row[PENALTY] = float(step.get("grasp_penalty") or 0.0)
+        row[PENALTY] = float(step.get("grasp_penalty") or 0.0)
+        self.has_penalty |= step.get("grasp_penalty") is not None
         shapes = {key: np.shape(value) for key, value in [*row.items(), *obs.items()]}
         if changed := [key for key, shape in shapes.items() if self.shapes.setdefault(key, shape) != shape]:
             raise ValueError(f"{changed[0]} is {shapes[changed[0]]} in episode {number}, was {self.shapes[changed[0]]}")
@@ -173,6 +176,8 @@ class DatasetWriter:
 
         if not self.episodes:
             raise ValueError("no episode to write")
+        for row in () if self.has_penalty else self.rows:
+            del row[PENALTY]
         table = pa.table({name: _column(pa, [row[name] for row in self.rows]) for name in self.rows[0]})
         tasks = pa.table({"task_index": [0], "task": [self.task]}).replace_schema_metadata({"pandas": PANDAS})
         for path, content in (
@@ -259,8 +264,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    print_anything()
     """Returns the exit code: 0, or 2 after an error in the input."""
+    print_anything()
     args = parse_args(argv)
     writer = None
     try:
