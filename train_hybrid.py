@@ -25,6 +25,7 @@ from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.data.oddities import start_bounds
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.scaling import torchrun
+from pytorch_serl.scaling.parameters import from_bytes, to_bytes
 from pytorch_serl.scaling.processes import LearnerError, RemoteLearner
 from pytorch_serl.training import build
 from pytorch_serl.training.actor import Actor
@@ -231,7 +232,7 @@ class HybridTraining:
 
     def state(self):
         self.progress |= {"minutes": self.clock.minutes(), "episode": self.actor.episode, "recent": self.actor.recent}
-        self.progress["rng"] = rng_state()  # a learner elsewhere has its own
+        self.progress["rng"] = to_bytes(rng_state())  # a learner elsewhere has its own
         return dict(self.progress)  # a copy: a learner in another process gets it later
 
     def load(self):
@@ -241,7 +242,7 @@ class HybridTraining:
         self.actor.episode, self.actor.recent = self.progress["episode"], self.progress["recent"]
         self.progress["solved"] &= self.progress["best"] >= self.args.stop_at  # it may be higher now
         if "rng" in saved:
-            set_rng_state(saved["rng"])
+            set_rng_state(from_bytes(saved["rng"], "cpu"))
         return self.recover(step)
 
     def draw(self, log):
@@ -378,8 +379,9 @@ def run(args, at_the_end):
         print(demos.summary())
         choose_for_demos(args, len(demos.transitions))
         judged = args.reward != "env" or has_device(args.human)
-        if judged and (warning := build.check_judged(demos)):
-            print(warning)
+        for warning in (build.check_judged(demos) if judged else None, build.check_imitated(demos)):
+            if warning:
+                print(warning)
         if args.ray_address:
             from pytorch_serl.scaling import ray_cluster
 

@@ -349,6 +349,8 @@ def run(args, at_the_end):
         # data
         demos = read_demos(args.demo_paths, args.image_keys, args.setup_mode)
         print(demos.summary())
+        if args.algo == "bc" and (warning := build.check_imitated(demos)):
+            print(warning)
         train, held_out = split_episodes(demos, args.val_fraction, args.seed)
         print(describe_split(train, held_out))
         if not args.env:
@@ -384,6 +386,7 @@ def run(args, at_the_end):
         training = OfflineTraining(args, agent, save_dir, demos, env, clock)
         step, saved = training.checkpoint.load() if args.resume else (0, {})
         training.progress |= saved  # a run of an older version may lack an entry
+        training.progress["solved"] &= training.progress["best"] >= args.stop_at  # it may be higher now
         if not args.resume:
             progress = partial(tqdm, desc="encoding the demos", unit="transition", mininterval=1)
             build.add_demos(training.demo, train, agent, args.views, progress=progress, keep=True)

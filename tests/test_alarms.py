@@ -1,5 +1,7 @@
 """Alarms: each figure that must raise one and the neighbour that must not; once, and again after it was right."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,17 @@ def test_entropy_has_time_to_settle_and_the_gripper_follows_the_demos():
     assert alarms().check(3000, cloning | {"entropy": 4.0}) == {}  # it is the clone's
     assert alarms(commands={-1, 1}).check(0, FINE) == {"alarm_opens": 1.0}
     assert alarms(commands=set()).check(0, FINE | {"gripper_closes": 0}) == {}
+
+
+def test_of_two_grippers_only_what_both_are_given_is_missed(tmp_path):
+    path = make_demos(tmp_path / "demos.pkl", gripper=True, action_dim=14)
+    transitions = pickle.loads(path.read_bytes())
+    for i, transition in enumerate(transitions):
+        transition["actions"][[6, 13]] = (-1, 1)[i % 2], -1  # the right one never opens
+    path.write_bytes(pickle.dumps(transitions))
+    demos = read_demos(path, "image", "dual-arm-learned-gripper")
+    agent = build.make_agent(demos, lr=1e-3, discount=0.9, device=torch.device("cpu"), backbone=None, trainable=False)
+    assert build.make_alarms(demos, agent).commands == {-1}
 
 
 @pytest.mark.parametrize("mode", [FIXED, LEARNED])

@@ -144,6 +144,13 @@ def test_a_pad_that_is_pulled_out_stops_the_robot_until_it_is_back(error, monkey
     assert "the device is back" in env.lines
 
 
+def test_a_key_that_judges_while_the_pad_is_gone_moves_nothing(monkeypatch):
+    monkeypatch.setattr(device, "RETRY_SECONDS", 0.01)
+    env = human(({"lefty": -1.0}, "rightshoulder"), OSError("off"), keys=Typed("", "y"))
+    env.step(env.policy)
+    assert env.in_control and env.step(env.policy)[4]["human_verdict"] == 1.0 and not env.env.actions[-1].any()
+
+
 def test_keys_work_beside_a_pad(monkeypatch):
     monkeypatch.setattr(device, "RETRY_SECONDS", 0.01)
     still = ({}, "")

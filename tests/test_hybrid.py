@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import train_hybrid
+import train_offline
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import episode_files, read_episode
+from pytorch_serl.data.frames import read_classifier_frames
 from pytorch_serl.data.replay_buffer import ReplayBuffer
 from pytorch_serl.networks.classifier import RewardClassifier
 from pytorch_serl.training import build
@@ -285,6 +288,24 @@ def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
     assert evaluate(Still(), run.eval_env, 1).successes == 0
 
 
+def test_a_human_who_judges_and_moves_nothing_is_not_imitated(demos, tmp_path, monkeypatch):
+    keys = iter(["", "", "t", "w", "n"] + [""] * 100)
+    terminal = type("Terminal", (), {"read": lambda self, timeout=0.0: next(keys)})
+    monkeypatch.setattr("pytorch_serl.envs.human.keyboard.Terminal", terminal)
+    run = training(demos, tmp_path, human="keyboard", env="TinySilent-v0", reward="human")
+    before = len(run.learner.demo)
+    run.actor.start_episode()
+    assert [run.act(step) for step in range(3)] == [False, False, True]
+    assert len(run.learner.demo) == before + 1 and next(run.learner.online.in_order(10))["actions"][-1].abs().max() == 0
+
+
+def test_a_full_buffer_of_corrections_is_said(demos, tmp_path, capsys):
+    run = training(demos, tmp_path, env="TinyHuman-v0", buffer_capacity=2)
+    for _ in range(20):
+        episode(run)
+    assert capsys.readouterr().out.count("the oldest, the demos, make room") == 1
+
+
 @pytest.mark.parametrize("imitate", [True, False, None])
 def test_episodes_solved_alone_join_the_demos(imitate, demos, tmp_path):
     words = {} if imitate is None else {"imitate_successes" if imitate else "no-imitate_successes": True}
@@ -322,6 +343,20 @@ def test_what_is_imitated_has_the_gripper_commands_in_force(demos, tmp_path):
             learner.end_episode(False)
     online, imitated = (next(b.in_order(100))["actions"][:, -1].tolist() for b in (learner.online, learner.demo))
     assert online == sum(commands, []) and imitated[before:] == [-1, 1, 1, 0, 1, 1]
+
+
+def test_failed_demos_that_are_imitated_are_said(tmp_path, capsys):
+    path = make_demos(tmp_path / "demos.pkl", episodes=3)
+    transitions = pickle.loads(path.read_bytes())
+    transitions[-1].update(rewards=0.0, masks=1.0)
+    path.write_bytes(pickle.dumps(transitions))
+    for main, options in ((train_hybrid, {}), (train_offline, {"algo": "bc"}), (train_offline, {"algo": "awac"})):
+        line = {"demo_paths": path, "image_keys": "image", "setup_mode": FIXED, "device": "cpu", "batch_size": 4}
+        line |= {"max_steps": 1, "views": 1, "save_dir": tmp_path / "run", "overwrite": True} | options
+        hybrid = {"env": "Tiny-v0", "learner": "inline", "pretrain_steps": 0, "eval_episodes": 1}
+        main.main(command(line | (hybrid if main is train_hybrid else {})))
+        said = "1 demo episodes end without success, and here they are imitated" in capsys.readouterr().out
+        assert said == (options.get("algo") != "awac")
 
 
 def test_demos_without_state_in_an_environment_with_one(tmp_path):
@@ -527,10 +562,27 @@ def test_the_classifiers_mistakes_are_counted_and_shown(demos, tmp_path):
     episode(run)
     assert run.actor.figures()["false_successes"] == 0.5
     shown = sorted((tmp_path / "called_success").iterdir())
-    assert [path.name for path in shown] == ["000000_0.900.png", "000001_0.900.png"]
-    assert Image.open(shown[0]).size == (64, 64)
+    assert [path.name for path in shown] == [f"00000{i}_0.900.{kind}" for i in (0, 1) for kind in ("pkl", "png")]
+    assert Image.open(shown[1]).size == (64, 64)
+    (tmp_path / "success").mkdir(), shown[0].rename(tmp_path / "success" / shown[0].name)  # the other one is none
+    frames = read_classifier_frames(tmp_path / "success", tmp_path / "called_success", ["image"])
+    assert frames.labels.tolist() == [1, 0]
     steps = read_episode(episode_files(tmp_path)[1])
     assert [(s["classifier_verdict"], s["env_verdict"], s["succeed"]) for s in steps] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_a_camera_of_depth_is_no_picture(demos, tmp_path):
+    """Nor is it wanted: what is not in --image_keys is left alone."""
+
+    class Deep(gym.ObservationWrapper):
+        def observation(self, obs):
+            return obs | {"depth": np.zeros((32, 32, 1), np.float32)}
+
+    run = training(demos, tmp_path)
+    run.actor.env = ClassifierReward(Deep(TinyEnv()), Verdicts(True))
+    run.actor.start_episode()
+    assert run.act(0)
+    assert Image.open(tmp_path / "called_success/000000_0.900.png").size == (64, 64)
 
 
 def test_nobody_knows_the_mistakes_where_only_the_classifier_judges(demos, tmp_path):

@@ -174,6 +174,15 @@ def test_stops_when_the_policy_succeeds_on_other_episodes_too(demos, tmp_path, m
     assert "60, since the first 20 reached --stop_at: 40 others followed, and all of them count" in said
 
 
+def test_a_run_that_stopped_as_solved_goes_on_when_more_is_wanted(demos, tmp_path, monkeypatch):
+    fake_environment(monkeypatch, [0.95, 0.95, *[0.5] * 20])
+    line = {"env": "Mine-v0", "eval_every": 1, "max_steps": 3}
+    train_offline.main(words(demos, tmp_path, stop_at=0.9, **line))
+    assert content(tmp_path)["step"] == 1
+    train_offline.main(words(demos, tmp_path, stop_at=1.0, resume=True, **line))
+    assert content(tmp_path)["step"] == 3
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_advantages_weigh_only_where_a_demo_fails(failing, demos, tmp_path, monkeypatch, capsys):
     asked = []

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pytorch_serl.envs.human.keyboard import KeyboardHuman
 from pytorch_serl.training import build
 from pytorch_serl.training.evaluate import Evaluation, _Episode, camera_strip, evaluate, recorded_strip, save_animation
 from pytorch_serl.training.limits import limits_of
-from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, time_limit
+from pytorch_serl.training.robot import STILL_FRAMES, STILL_ROBOT, CameraWatch, Robot, close_robots, prepare, time_limit
 from tests.robot_env import LOG, Logged, OldReset, OldStep, Scaling
 from tests.runs import FIXED, command, content, make_demos, metrics, record, refused
 from tests.test_hybrid import Still
@@ -363,12 +364,20 @@ def test_train_offline_ends_an_evaluation_in_an_endless_environment(demos, tmp_p
 
 
 def test_time_limits_are_found_wherever_they_are():
-    import gymnasium as gym
-
     from pytorch_serl.envs.tabletop.task import TabletopEnv
 
     assert time_limit(gym.make("Long-v0")) == 1000 and time_limit(gym.make("Endless-v0")) is None
     assert time_limit(gym.wrappers.TimeLimit(TinyEnv(), 9)) == 9 and time_limit(TabletopEnv(image_size=16)) == 50
+
+
+def test_a_limit_that_is_an_attribute_ends_episodes(capsys):
+    task = gym.make("Endless-v0").unwrapped
+    task.max_episode_steps = 5
+    env = Robot(task)
+    prepare(env, "Limited", longest_demo=4, control_hz=None, verdict=True)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(6, np.float32))[3] for _ in range(5)] == [False] * 4 + [True]
+    assert "no time limit" not in capsys.readouterr().out
 
 
 def test_an_evaluation_shows_its_progress(capsys):

@@ -107,7 +107,7 @@ def read_demos(paths: Paths, image_keys: str | Iterable[str], setup_mode: str) -
     if empty:
         demos.warnings.append(f"{', '.join(empty[:3])}: {len(empty)} files have no whole step and are left out")
     if not solved:  # in all files: one may hold failures alone
-        demos.warnings.append(_all_failed(paths, demos))
+        demos.warnings.append(_all_failed([path for path in paths if path not in empty], demos))
     return demos
 
 

@@ -74,7 +74,7 @@ def acting_modules(agent: SACAgent) -> list[nn.Module]:
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """An agent's `state_dict()` for a process that may have other devices."""
+    """An agent's `state_dict()`, or another dict of tensors, for a process that may have other devices."""
     file = io.BytesIO()
     torch.save(state, file)
     return file.getvalue()

@@ -157,6 +157,9 @@ class RemoteLearner(LearnerCalls):
                 self.connection.send(self.calls.get())
         except OSError:  # the learner is gone; who waits for it says so
             pass
+        except BaseException:  # what cannot be sent: who waits for its answer hears that nobody will give one
+            self.process.kill()
+            raise
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         self._send(name, *arguments)

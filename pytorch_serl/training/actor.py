@@ -10,13 +10,15 @@ import torch
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.data.episode_files import EpisodeWriter
 from pytorch_serl.training import build
-from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, save_picture
+from pytorch_serl.training.evaluate import EVAL_SEED, camera_strip, pictures, save_picture
 from pytorch_serl.training.limits import Moment, limits_of
 from pytorch_serl.training.pace import Pace
 from pytorch_serl.training.rewards import succeeded
 from pytorch_serl.training.robot import guarded, robots_in
 from pytorch_serl.training.run import CALLED_SUCCESS
+from pytorch_serl.utils.files import write_pickle
 
+CALLED_SCENES = 10_000_000  # of frames that a classifier called success: no recording has these numbers
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
 HELPED = 10  # of them with help, so many say whether help leads to success
@@ -130,10 +132,13 @@ class Actor:
         return [*figures, self.classifier_right]
 
     def _show_called_success(self, obs: dict[str, Any], probability: float) -> None:
-        """Keep the frames that the classifier called success, to be looked at; the name ends in its probability."""
-        cameras = [key for key, value in obs.items() if np.ndim(value) == 3]
+        """Keep the frames that the classifier called success, to look at and to train on; the name ends in its
+        probability."""
+        cameras = pictures(obs)
         path = self.writer.folder.parent / CALLED_SUCCESS / f"{self.episode - 1:06d}_{probability:.3f}.png"
         save_picture(path, camera_strip(obs, cameras))
+        scene = CALLED_SCENES + self.episode - 1
+        write_pickle(path.with_suffix(".pkl"), [{"observations": {k: obs[k] for k in cameras}, "scene": scene}])
 
     def _random_action(self) -> np.ndarray:
         action = np.random.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)

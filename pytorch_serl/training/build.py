@@ -17,6 +17,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from pytorch_serl.agents.base import keypoint_maps
 from pytorch_serl.agents.sac import CLONE_DROPOUT, SACAgent, SACHybridAgent
+from pytorch_serl.data import oddities
 from pytorch_serl.data.actions import gripper_columns, in_force
 from pytorch_serl.data.demos import Demos, num_grippers
 from pytorch_serl.data.replay_buffer import ReplayBuffer
@@ -142,11 +143,23 @@ def check_judged(demos: Demos) -> str | None:
     )
 
 
+def check_imitated(demos: Demos) -> str | None:
+    """A warning where demos are cloned as they are and some of them failed: those teach to fail."""
+    failed = len(np.unique(demos.episode_ids)) - oddities.successes(demos)
+    if not failed:
+        return None
+    return (
+        f"WARNING: {failed} demo episodes end without success, and here they are imitated as the others are: leave "
+        "them out, or train on both with train_offline.py, whose default weighs good against bad ones"
+    )
+
+
 def make_alarms(demos: Demos, agent: SACAgent) -> Alarms:
     """Alarms that know the demos' rewards and gripper commands."""
     min_return, max_return = q_range(demos) or return_bounds(demos.transitions, agent.discount)
     columns = gripper_columns(demos.action_dim, demos.setup_mode)
-    commands = {int(command) for t in demos.transitions for command in t["actions"][columns]}
+    given = [{int(t["actions"][column]) for t in demos.transitions} for column in columns]
+    commands = set.intersection(*given) if given else set()  # of two grippers the alarms watch the one that moves less
     return Alarms(max_return, agent.target_entropy, agent.action_dim, commands, min_return)
 
 

@@ -249,6 +249,11 @@ def held_out_errors(agent: Any, buffer: ReplayBuffer, batch_size: int = 256) -> 
     return figures
 
 
+def pictures(obs: dict[str, Any]) -> list[str]:
+    """The keys of an observation's camera frames uint8 (H, W, 3); depth and the like are left out."""
+    return [k for k, x in obs.items() if np.ndim(x) == 3 and np.shape(x)[2] == 3 and np.asarray(x).dtype == np.uint8]
+
+
 def camera_strip(obs: dict[str, np.ndarray], image_keys: list[str], border: bool = False) -> np.ndarray:
     """All cameras of one observation side by side, uint8 (H, W, 3); a green border marks success."""
     height = max(obs[k].shape[0] for k in image_keys)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -72,7 +73,7 @@ class Learner:
         self.online = ReplayBuffer(capacity, agent.image_keys, seed=seed)
         self.demo = ReplayBuffer(demo_capacity, agent.image_keys, seed=seed + 1)
         self.checkpoint = RunCheckpoint(save_dir, agent, {"online": self.online, "demo": self.demo}, identity)
-        self.pretrained, self.clone_dropout = 0, 0.0
+        self.pretrained, self.clone_dropout, self.full = 0, 0.0, False
         self.episode: list[dict[str, Any]] = []  # the transitions of the one that goes on
 
     # ---------------------------------------------------------------- data
@@ -98,7 +99,7 @@ class Learner:
         before = self.episode[-1]["actions"] if self.episode else None
         action = in_force(transition["actions"], before, self.agent.num_grippers)
         self.episode.append(transition | {"actions": action})
-        if to_demos:
+        if to_demos and not (transition["dones"] and not np.any(transition["actions"])):  # he judged, and moved nothing
             self.imitate(self.episode[-1])
 
     def end_episode(self, solved_alone: bool) -> None:
@@ -111,6 +112,9 @@ class Learner:
     def imitate(self, transition: dict[str, Any]) -> None:
         """Store a transition beside the demos, whose frames have `views` views."""
         self.demo.add(self._with_views(transition, self.views))
+        if self.demo.num_added > len(self.demo) and not self.full:
+            self.full = True
+            tqdm.write("demos and corrections fill their buffer: now the oldest, the demos, make room for newer ones")
 
     def _with_views(self, transition: dict[str, Any], views: int) -> dict[str, Any]:
         names = ("observations", "next_observations")

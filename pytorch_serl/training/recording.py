@@ -1,6 +1,5 @@
 """Recording: episodes on disk as they happen, the demo and classifier files made of them, and pictures."""
 
-import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from pytorch_serl.networks.resnet import resized
 from pytorch_serl.training.limits import Limits, Moment
 from pytorch_serl.training.pace import LATE
 from pytorch_serl.training.robot import Robot, breaches
-from pytorch_serl.utils.files import atomic_write
+from pytorch_serl.utils.files import atomic_write, write_pickle
 
 DEMOS, FAILED, CLASSES = "demos.pkl", "failed_demos.pkl", ("failure", "success")  # of CLASSES, index = label
 CAMERAS_PICTURE, DEMOS_PICTURE = "cameras.png", "demos.png"
@@ -119,12 +118,6 @@ def stored_transitions(folder: Path, number: int) -> list[dict]:
     return [{key: t[key] for key in STORED} | {"scene": number} for t in transitions]
 
 
-def write_pickle(path: Path, content: Any) -> None:
-    """Write a pickle whole or not at all."""
-    with atomic_write(path) as file:
-        pickle.dump(content, file, protocol=4)
-
-
 # ---------------------------------------------------------------- frames for the classifier
 
 
@@ -165,7 +158,7 @@ def more_success(
 
 
 def observed(env: gym.Env, obs: dict[str, Any]) -> dict[str, Any]:
-    """The task's own observation as the wrappers around it show it."""
+    """The task's own observation as the ObservationWrappers around it show it; what others make of it is not known."""
     if env is env.unwrapped:
         return obs
     obs = observed(env.env, obs)

@@ -269,7 +269,8 @@ def prepare(
     """
     for robot in robots_in(env):
         robot.control_hz = control_hz
-        if time_limit(robot.env) is None:
+        robot.limit = time_limit(robot.env)  # an attribute alone ends no episode
+        if robot.limit is None:
             limit = max(LONGEST_DEMOS * longest_demo, SHORTEST_LIMIT)
             robot.limit = min(limit, max_steps) if max_steps else limit
             print(

@@ -17,6 +17,8 @@ from urllib.parse import quote, unquote
 import gymnasium as gym
 import numpy as np
 
+from pytorch_serl.training.evaluate import pictures
+
 HOST = "127.0.0.1"
 PATIENCE = 5.0  # s after which a browser that takes nothing is given up
 REMEMBERED = 20  # steps over which the rate is taken
@@ -202,7 +204,7 @@ class Viewed(gym.Wrapper):
         return result
 
     def _show(self, obs, info):
-        frames = {key: x for key, x in obs.items() if np.ndim(x) == 3} | info.get("view", {})
+        frames = {key: obs[key] for key in pictures(obs)} | info.get("view", {})
         steerer = "human" if "intervene_action" in info else "policy"
         status = {
             "in control:": f"{steerer}{', evaluation' if self.evaluation else ''}",

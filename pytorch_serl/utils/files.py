@@ -3,6 +3,7 @@
 import io
 import numbers
 import os
+import pickle
 import time
 import warnings
 from collections import OrderedDict
@@ -115,6 +116,12 @@ def wait_for_lock(file: IO, seconds: float) -> None:
         if try_lock(file):
             return
     raise RunInUse(f"{Path(file.name).parent} is in use by another run; stop it, or name another directory")
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    """Write a pickle whole or not at all."""
+    with atomic_write(path) as file:
+        pickle.dump(content, file, protocol=4)
 
 
 def save_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:

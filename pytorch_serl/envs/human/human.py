@@ -72,8 +72,10 @@ class Human(gym.Wrapper):
         return result
 
     def step(self, action):
-        command = self._command()
-        if command is None and self.in_control and not self.leads:  # he judged; the policy is not to move what he holds
+        held, command = self.in_control, self._command()
+        judged = self.verdict is not None or self.discard
+        # the policy is not to move what he holds, nor what he held while he judged: his device may just have gone
+        if command is None and not self.leads and (self.in_control or (held and judged)):
             command = np.zeros(self.env.action_space.shape, np.float32)
         if command is not None:
             action = command
