@@ -876,3 +876,60 @@ def test_an_ignored_state_is_said_once(resnet):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agent.sample_actions(obs)
+
+
+# ---------------------------------------------------------------- somebody else's
+
+
+def test_a_copy_of_an_agents_state_is_its_own():
+    """Adam's averages, too: two agents that go on from one state do not disturb each other."""
+    agent, fork, alone = make_agent(0, arms=1), make_agent(1, arms=1), make_agent(2, arms=1)
+    agent.update(make_batch(agent, 4, 0))
+    for other in (fork, alone):
+        other.load_state_dict(agent.state_dict())
+    before = tensors(fork)
+    agent.update(make_batch(agent, 4, 1))
+    assert all(torch.equal(before[name], value) for name, value in tensors(fork).items())
+
+
+@pytest.mark.parametrize("kind", ["agent", "classifier"])
+def test_a_backbone_that_somebody_trains_is_copied(kind):
+    classifier = RewardClassifier(["a"], trainable_backbone=True, device="cpu")
+    trained = len(classifier.trainable_parameters())
+    if kind == "agent":
+        other = make_agent(0, ["a"], backbone=classifier.backbone)
+    else:
+        other = RewardClassifier(["a"], backbone=classifier.backbone, device="cpu")
+    assert len(classifier.trainable_parameters()) == trained > 11
+    assert not any(p.requires_grad for p in other.backbone.parameters())
+    assert make_agent(0, ["a"], backbone=other.backbone).backbone is other.backbone  # a frozen one is shared
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"b": np.zeros((20, 20, 3), np.float32)}, "'b' is torch.float32"),
+        ({"b": np.zeros((20, 20, 1), np.uint8)}, "'b' is torch.uint8"),
+        ({"a": np.zeros((2, 20, 20, 3), np.uint8)}, "one observation at a time"),
+        ({"b": None}, "lacks"),
+        ({"views": 0}, "views is 0"),
+    ],
+)
+def test_frames_to_encode_are_checked_camera_by_camera(change, message, resnet):
+    agent = make_agent(0, ["a", "b"], backbone=resnet)
+    obs = {k: v[0] for k, v in make_obs(agent, 1, np.random.default_rng(0), (20, 20)).items()}
+    views = change.pop("views", 2)
+    obs = {k: v for k, v in (obs | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        agent.encode_frames(obs, views)
+
+
+def test_chunks_of_actions_and_groups_of_other_lengths_are_refused():
+    agent = make_agent(0)
+    batch, longer = make_batch(agent, 4), make_batch(agent, 5)
+    cloning = {"train_critic": False, "sac_weight": 0.0, "clone_weight": 1.0}
+    with pytest.raises(ValueError, match="one action an observation"):
+        agent.update(batch | {"actions": batch["actions"][:, None]}, **cloning)
+    for key in ("observations", "next_observations"):
+        with pytest.raises(ValueError, match=f"4 actions beside 5 {key}"):
+            agent.update(batch | {key: longer[key]}, train_critic=False)

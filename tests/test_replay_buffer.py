@@ -510,3 +510,40 @@ def test_training_on_stored_features_is_training_on_the_images():
     assert moved > 0.1 and apart < 0.03 * moved
     others = train_on(agents[3], feature_batches[1:] + feature_batches[:1], dict)  # other data do not pass for the same
     assert (on_images - others).norm() > 3 * apart
+
+
+@pytest.mark.parametrize("fault", ["float", "camera", "chunk", "scalar"])
+def test_a_first_transition_that_is_refused_leaves_no_trace(fault):
+    buffer, good = ReplayBuffer(10, CAMERAS), transition(0, 0)
+    bad = {name: dict(value) if isinstance(value, dict) else value for name, value in good.items()}
+    key = CAMERAS[0]
+    for name in ("observations", "next_observations"):
+        if fault == "float":
+            bad[name][key] = bad[name][key] / 255.0
+        elif fault == "camera":
+            del bad[name][key]
+    if fault in ("chunk", "scalar"):
+        bad["actions"] = bad["actions"][None] if fault == "chunk" else np.float32(0.1)
+    with pytest.raises(ValueError):
+        buffer.add(bad)
+    buffer.add(good)
+    assert len(buffer) == 1
+
+
+def test_one_buffer_may_be_sampled_twice_for_one_batch():
+    buffer = ReplayBuffer(10, CAMERAS)
+    fill(buffer, names(range(2)))
+    assert len(sample_each([buffer, buffer], 3)["rewards"]) == 6
+
+
+def test_an_export_without_a_copy_is_the_same():
+    """Also where it goes around the end of the ring, and where there is nothing new."""
+    buffer, counters = ReplayBuffer(10, CAMERAS), (0, 0)
+    for number, (episode, step) in enumerate(names(range(9))):
+        buffer.add(transition(episode, step))
+        for since in ((0, 0), counters):
+            copied, own = (buffer.export(since, copy=copy) for copy in (True, False))
+            assert_same(copied["columns"], own["columns"]), assert_same(copied["frames"], own["frames"])
+            assert copied["counters"] == own["counters"] and copied["first"] == own["first"]
+        counters = copied["counters"] if number % 4 == 3 else counters
+    assert not np.shares_memory(copied["columns"]["reward"].numpy(), buffer._columns["reward"])

@@ -141,14 +141,20 @@ class PixelAgent:
         View 0 is the image as it is, the others are random crops of it (the same crop for every camera); keypoints are
         those of view 0 in all of them. `generator`: of the crops, on the agent's device; default PyTorch's own.
         Returns: images as float16 (views, *feature_shape), other entries unchanged. Raises ValueError without frozen
-        backbone.
+        backbone, and for images that are not uint8 (H, W, 3).
         """
         if self.backbone is None:
             raise ValueError("features of a trainable backbone change with every update and cannot be stored")
-        single, batched = self._batched(obs)
-        if not single:
-            raise ValueError("encode_frames takes one observation at a time")
-        images = {k: torch.as_tensor(batched[k]).to(self.device).expand(views, -1, -1, -1) for k in self.image_keys}
+        if views < 1:
+            raise ValueError(f"views is {views}; wanted 1 or more")
+        frames = {k: _tensor(obs[k]) for k in self.image_keys if k in obs}
+        if missing := [k for k in self.image_keys if k not in frames]:
+            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
+        for key, frame in frames.items():
+            if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+                got = f"observation {key!r} is {frame.dtype} {tuple(frame.shape)}"
+                raise ValueError(f"{got}; encode_frames takes one observation at a time, uint8 (H, W, 3) in 0..255")
+        images = {k: frame[None].to(self.device).expand(views, -1, -1, -1) for k, frame in frames.items()}
         offsets = crop_offsets(views, self.device, generator)
         offsets[0] = 4
         crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
@@ -225,7 +231,7 @@ class PixelAgent:
         for name in state.get("optimizers", {}):
             optimizer = self.optimizers[name]
             own = [{k: group[k] for k in ("lr", "fused")} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))  # else both agents would share it
             for group, settings in zip(optimizer.param_groups, own):  # this run's and this device's, not the file's
                 group.update(settings)
 

@@ -130,6 +130,8 @@ class SACAgent(PixelAgent):
         )
         self.backbone = None
         if self.image_keys and not trainable_backbone:
+            if backbone is not None and any(p.requires_grad for p in backbone.parameters()):
+                backbone = copy.deepcopy(backbone)  # somebody else may train it
             self.backbone = (backbone or ResNet10()).requires_grad_(False).eval()
             self.backbone.to(self.device)
 
@@ -379,8 +381,11 @@ class SACAgent(PixelAgent):
         for key in ("observations", "next_observations"):
             out[key] = self._features(self._tensors(batch[key]), augment)
         out.setdefault("is_demo", torch.ones_like(out["rewards"]))
-        if len(out["actions"]) != len(next(iter(out["observations"].values()))):
-            raise ValueError(f"the batch has {len(out['actions'])} actions beside another number of observations")
+        if out["actions"].ndim != 2:
+            raise ValueError(f"actions are {tuple(out['actions'].shape)}; wanted (B, A), one action an observation")
+        for key in ("observations", "next_observations"):
+            if len(out["actions"]) != (size := len(next(iter(out[key].values())))):
+                raise ValueError(f"the batch has {len(out['actions'])} actions beside {size} {key}")
         out["arm_actions"], out["gripper_index"] = self._split_actions(out["actions"])
         return out
 
@@ -407,7 +412,8 @@ class SACAgent(PixelAgent):
         """Actions for one observation or a batch of them.
 
         Args:
-            obs: uint8 images (H, W, 3) or (B, H, W, 3), or features from `encode_frames`; `state` (D,) or (B, D).
+            obs: uint8 images (H, W, 3) or (B, H, W, 3), or features of one view of them, (C, 16) or (B, C, 16), from
+                `encode_frames` (`build.acting_view`); `state` (D,) or (B, D).
             argmax: the policy's mode instead of a sample. Gripper commands are always the best ones.
             averaged: act as the policy that `averaged` returns.
         Returns: float32 (A,) or (B, A) in [-1, 1], gripper entries in {-1, 0, 1}.

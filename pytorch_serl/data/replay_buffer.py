@@ -59,8 +59,9 @@ class ReplayBuffer:
     def allocate(self, observation: dict[str, np.ndarray], action_dim: int) -> None:
         """Reserve the arrays for observations shaped like this one; the memory itself is taken as it fills."""
         rows = {"action": (action_dim,)} | dict.fromkeys(("reward", "mask", "done", "grasp_penalty"), ())
-        self._columns = {k: np.empty((self.capacity, *shape), np.float32) for k, shape in rows.items()}
-        self._columns |= {k: np.empty(self.capacity, np.int64) for k in ("frame", "next_frame")}
+        columns = {k: np.empty((self.capacity, *shape), np.float32) for k, shape in rows.items()}
+        columns |= {k: np.empty(self.capacity, np.int64) for k in ("frame", "next_frame")}
+        frames: dict[str, np.ndarray] = {}
         _need("observations", observation, self.image_keys)
         for key in self.image_keys:
             image = np.asarray(observation[key])
@@ -69,9 +70,10 @@ class ReplayBuffer:
                     f"observations[{key!r}] is {image.dtype} {image.shape}; wanted uint8 (H, W, C), or float16 "
                     "(views, channels, 16) from agent.encode_frames"
                 )
-            self._frames[key] = np.empty((self.num_slots, *image.shape), image.dtype)
+            frames[key] = np.empty((self.num_slots, *image.shape), image.dtype)
         if "state" in observation:
-            self._frames["state"] = np.empty((self.num_slots, *np.shape(observation["state"])), np.float32)
+            frames["state"] = np.empty((self.num_slots, *np.shape(observation["state"])), np.float32)
+        self._columns, self._frames = columns, frames
 
     def full_size_gb(self) -> float:
         """Memory in GB (1e9 bytes) once the buffer is full."""
@@ -92,16 +94,24 @@ class ReplayBuffer:
         _need("transition", transition, ["observations", "next_observations", *(k for k in COLUMNS if k != OPTIONAL)])
         values = {name: np.asarray(transition.get(key, 0.0), np.float32) for key, name in COLUMNS.items()}
         groups = {name: self._frame(transition[name]) for name in ("observations", "next_observations")}
+        if values["action"].ndim != 1:
+            raise ValueError(f"action is {values['action'].shape}; wanted (A,)")
         if not (np.abs(values["action"]) <= 1.0).all():
             raise ValueError(f"action {values['action']} has entries outside [-1, 1] or NaN")
-        if not self._columns:
+        first = not self._columns
+        if first:
             try:
                 self.allocate(groups["observations"], len(values["action"]))
             except MemoryError as error:
                 raise ValueError(
                     f"a buffer of {self.capacity:,} transitions does not fit into memory: {error}"
                 ) from None
-        self._check(groups, values)
+        try:
+            self._check(groups, values)
+        except ValueError:
+            if first:  # what is refused says nothing of what others look like
+                self._columns, self._frames = {}, {}
+            raise
         with self._lock:
             obs, next_obs = groups.values()
             row = self._count % self.capacity
@@ -279,7 +289,7 @@ def _need(name: str, content: dict[str, Any], keys: Iterable[str]) -> None:
 def sample_each(buffers: list[ReplayBuffer], batch_size: int) -> dict[str, Any]:
     """`batch_size` transitions of each buffer, one after the other in one batch; see `ReplayBuffer.sample`."""
     with ExitStack() as locks:
-        for buffer in buffers:
+        for buffer in dict.fromkeys(buffers):  # each once: a lock waits for itself
             locks.enter_context(buffer._lock)
         return _copy([buffer._draw(batch_size) for buffer in buffers])
 

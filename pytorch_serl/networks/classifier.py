@@ -85,7 +85,7 @@ class RewardClassifier(nn.Module):
 
         if backbone is None:
             backbone = ResNet10()
-        elif trainable_backbone:
+        elif trainable_backbone or any(p.requires_grad for p in backbone.parameters()):  # somebody else may train it
             backbone = copy.deepcopy(backbone)
         self.backbone = backbone.requires_grad_(trainable_backbone)
         self._add_heads(not trainable_backbone if local is None else bool(local))

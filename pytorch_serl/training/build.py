@@ -103,6 +103,7 @@ def policy_of(agent: SACAgent, path: str | os.PathLike) -> SACAgent:
 
 def restore_agent(content: dict[str, Any], device: torch.device | str, source: str) -> SACAgent:
     """The agent of a `state_dict()` that came from `source`. Raises ValueError as `load_agent` does."""
+    content = content if isinstance(content, dict) else {}
     if content.get("kind") not in ("SACAgent", "SACHybridAgent") or not isinstance(content.get("config"), dict):
         raise ValueError(f"{source}: not an agent's checkpoint; wanted best.pt of train_hybrid.py or train_offline.py")
     settings = dict(content["config"], waypoint=keypoint_maps(content["config"]), device=device)
