@@ -443,8 +443,9 @@ def run(args):
             bar.update()
     except KeyboardInterrupt:
         interrupted = True
-    step.check()
-    save_checkpoint(out / LAST, state)
+    with uninterrupted():
+        step.check()
+        save_checkpoint(out / LAST, state)
     bar.close()
     logger.close()
     draw_curves(out / CURVE, logger)

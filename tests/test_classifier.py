@@ -6,8 +6,10 @@ import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +32,7 @@ from pytorch_serl.training.classifier_report import (
     scaled_loss,
     validation_report,
 )
-from pytorch_serl.utils.files import load_checkpoint
+from pytorch_serl.utils.files import WriteError, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -373,6 +375,15 @@ def test_metric_log_goes_back_to_the_checkpoint(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / run.METRICS).read_text().splitlines()] == [0, 1, 2]
 
 
+def test_metrics_that_cannot_be_written_are_one_line(tmp_path):
+    log = run.MetricLogger(tmp_path)
+    log.file = tmp_path / "gone" / run.METRICS
+    with pytest.raises(WriteError, match="cannot be written"):
+        log.log(0, {"loss": 1.0})
+    log.writer = types.SimpleNamespace(close=lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    log.close()
+
+
 def test_user_errors_leave_defects_alone(capsys):
     with pytest.raises(SystemExit) as stop, run.user_errors():
         raise ValueError("a\nb")
@@ -566,6 +577,23 @@ def test_interrupt_saves_the_last_whole_epoch(data, tmp_path, monkeypatch, capsy
     train(*flags(data, tmp_path / "run", num_epochs=2, resume=True))
     whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
     assert equal(whole["classifier"], resumed["classifier"]) and equal(whole["rng"], resumed["rng"])
+
+
+def test_a_second_interrupt_waits_for_the_file(data, tmp_path, monkeypatch):
+    save = train_classifier.save_checkpoint
+
+    def saved_amid_a_signal(path, content):
+        signal.raise_signal(signal.SIGINT)
+        save(path, content)
+
+    def interrupted_epoch(*inputs):
+        monkeypatch.setattr(train_classifier, "save_checkpoint", saved_amid_a_signal)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_classifier, "train_epoch", interrupted_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(*flags(data, tmp_path / "run", num_epochs=2))
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["epoch"] == 0
 
 
 def test_trained_backbone_is_saved_for_the_agents(data, tmp_path):

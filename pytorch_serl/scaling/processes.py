@@ -26,7 +26,7 @@ from pytorch_serl.training.learner import Learner
 from pytorch_serl.training.run import LEARNER_LOCK, LOCK_SECONDS, seed_all
 from pytorch_serl.utils.files import RunInUse, WriteError, wait_for_lock
 from pytorch_serl.utils.memory import keep_freed_memory
-from pytorch_serl.utils.signals import STOP_SIGNALS, start_deaf
+from pytorch_serl.utils.signals import STOP_SIGNALS, start_deaf, uninterrupted
 
 PUBLISH_SECONDS = 0.5  # between two versions of the parameters for the actor
 STOP_SECONDS = 20.0  # for a learner to end
@@ -169,7 +169,8 @@ class RemoteLearner(LearnerCalls):
         """Take what the learner has sent; with `until`, wait for the answer to this call and return it."""
         try:
             while self.connection.poll(None if until else 0):  # Ctrl-C comes here, not amid a reply
-                name, content = self.connection.recv()
+                with uninterrupted():
+                    name, content = self.connection.recv()
                 self._hear(name, content)
                 if name == until:
                     return content

@@ -91,7 +91,8 @@ class RunCheckpoint:
             raise ValueError(
                 f"{self.path / BEST} beside {LAST} is not an agent's checkpoint; put it back or start anew"
             )
-        parts = [(part["buffer"], load_checkpoint(self.path / part["file"])) for part in content["parts"]]
+        # mapped, not read: in memory they would stand beside the buffers that they are copied into
+        parts = [(part["buffer"], load_checkpoint(self.path / part["file"], mmap=True)) for part in content["parts"]]
         for (_, part), named in zip(parts, content["parts"]):
             if not PART <= part.keys():
                 raise ValueError(f"{self.path / named['file']}: not a part of a buffer (it has {sorted(part)[:6]})")

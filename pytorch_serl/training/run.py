@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pytorch_serl.data.episode_files import FOLDER, SUFFIX
-from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock
+from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock, write_error
 from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
 from pytorch_serl.utils.output import print_anything
@@ -305,15 +305,17 @@ class MetricLogger:
                 warnings.warn(text, stacklevel=2)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Record scalars (numbers or 0-dimensional tensors) at `step`."""
+        """Record scalars (numbers or 0-dimensional tensors) at `step`. Raises WriteError."""
         row = {"step": int(step)} | {name: float(value) for name, value in values.items()}
         self.rows.append(row)
-        with open(self.file, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.writer is not None:
-            for name, value in row.items():
+        try:
+            with open(self.file, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in row.items() if self.writer is not None else ():
                 if name != "step":
                     self.writer.add_scalar(name, value, step)
+        except OSError as error:
+            raise write_error(self.file, error) from error
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -327,7 +329,8 @@ class MetricLogger:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):  # a full disk has ended the run already, and is what the user is to hear of
+                self.writer.close()
 
 
 def learning_curve(

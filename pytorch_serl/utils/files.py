@@ -182,10 +182,13 @@ def _kind(path: str | os.PathLike) -> str | None:
     return None if kind is None or "torch.save" in kind[0] else "; ".join(kind)
 
 
-def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint with `weights_only=True`. Raises ValueError, naming the file, for anything that is not one."""
+def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu", mmap: bool = False) -> dict:
+    """Read a checkpoint with `weights_only=True`. Raises ValueError, naming the file, for anything that is not one.
+
+    With `mmap` its tensors are read from the file when they are used.
+    """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint file") from None
     except Exception as error:
