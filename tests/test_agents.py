@@ -931,5 +931,5 @@ def test_chunks_of_actions_and_groups_of_other_lengths_are_refused():
     with pytest.raises(ValueError, match="one action an observation"):
         agent.update(batch | {"actions": batch["actions"][:, None]}, **cloning)
     for key in ("observations", "next_observations"):
-        with pytest.raises(ValueError, match=f"4 actions beside 5 {key}"):
+        with pytest.raises(ValueError, match=f"4 actions beside another number of {key}, 5"):
             agent.update(batch | {key: longer[key]}, train_critic=False)

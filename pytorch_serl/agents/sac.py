@@ -385,7 +385,7 @@ class SACAgent(PixelAgent):
             raise ValueError(f"actions are {tuple(out['actions'].shape)}; wanted (B, A), one action an observation")
         for key in ("observations", "next_observations"):
             if len(out["actions"]) != (size := len(next(iter(out[key].values())))):
-                raise ValueError(f"the batch has {len(out['actions'])} actions beside {size} {key}")
+                raise ValueError(f"the batch has {len(out['actions'])} actions beside another number of {key}, {size}")
         out["arm_actions"], out["gripper_index"] = self._split_actions(out["actions"])
         return out
 
