@@ -121,7 +121,7 @@ class Waypoint(nn.Module):
         told = (told | (error <= NEGLIGIBLE)) & told.any()
         self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T).float())  # MPS has no float64
         self.bias.copy_(torch.from_numpy(bias * told).float())
-        return np.stack([of_keypoints for of_keypoints, *_ in errors])
+        return np.stack(errors)[:, 0]
 
     def _scale(self, x: np.ndarray) -> np.ndarray:
         """Factors (D,) that give the keypoints altogether and every entry of the state a variance of 1 or less."""

@@ -95,7 +95,7 @@ def policy_of(agent: SACAgent, path: str | os.PathLike) -> SACAgent:
 
     It acted in the run, and was evaluated; the last update's own parameters solve less. Says so.
     """
-    if "agent" not in load_checkpoint(path):
+    if "agent" not in load_checkpoint(path, mmap=True):  # its weights were read before
         return agent
     print(f"{path} is a run's checkpoint: of its last update the averaged policy is used, as in the run")
     return agent.averaged()
