@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 source requirements/setup_venv.sh
 setup_venv requirements.txt
 PYTHON="$VENV/bin/python"
-DATA="${DATA:-./data}" OUT="${OUT:-./hybrid_ckpt}"
+DATA="${DATA:-./data}" OUT="${OUT:-./runs/quickstart}"
 [ -e "$DATA/demos.pkl" ] || "$PYTHON" record_demos.py --output_dir "$DATA"
 "$PYTHON" train_hybrid.py --demo_paths "$DATA/demos.pkl" --image_keys image wrist \
     --setup_mode single-arm-learned-gripper --save_dir "$OUT" --max_steps 8000 --batch_size 64 --cta_ratio 1 "$@"

@@ -64,9 +64,9 @@ def test_the_readme_s_python_runs(tmp_path):
     path = record("single-arm-learned-gripper", tmp_path / "data", num_demos=2, num_classifier_episodes=0)
     demos = read_demos(path, ["image", "wrist"], "single-arm-learned-gripper")
     settings = {"lr": 3e-4, "discount": 0.95, "device": "cpu", "backbone": find_backbone()[0], "trainable": False}
-    for folder in ("hybrid_ckpt", "classifier_ckpt"):
-        (tmp_path / folder).mkdir()
-    build.make_agent(demos, **settings).save_policy(tmp_path / "hybrid_ckpt/best.pt")  # with all its branches
+    for folder in ("runs/quickstart", "classifier_ckpt"):
+        (tmp_path / folder).mkdir(parents=True)
+    build.make_agent(demos, **settings).save_policy(tmp_path / "runs/quickstart/best.pt")  # with all its branches
     RewardClassifier(["image"], device="cpu").save(tmp_path / "classifier_ckpt/best.pt")
     obs = "import numpy as np; obs = {'image': np.zeros((128, 128, 3), np.uint8)}"
     script = "\n".join([obs, *blocks(READMES[0], "python"), "print(action.shape, len(buffer))"])

@@ -159,6 +159,8 @@ def resolve(args, parser):
     if args.view is not None and args.ray_address:
         parser.error("--view shows the robot of this process, and with --ray_address there is none")
     warm = bool(args.init_ckpt or args.pretrain_steps != 0)
+    if args.init_ckpt and args.pretrain_steps:
+        parser.error("--init_ckpt starts from an agent, --pretrain_steps from the demos; give one of them")
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.training_starts is None:
