@@ -395,7 +395,7 @@ def run(args, at_the_end):
         print_settings(vars(args))
         if args.human == "scripted" and not args.eval_ckpt:
             print(scripted_line(args))
-        if args.learner != "inline" and torchrun.world_size() > 1:
+        if args.learner != "inline" and torchrun.world_size() > 1 and not args.eval_ckpt:
             raise ValueError(
                 f"--learner {args.learner} learns in a process of its own, which torchrun's cannot share; give "
                 "--learner inline"
@@ -427,7 +427,7 @@ def run(args, at_the_end):
             start=start,
         )
         print(build.describe_agent(agent))
-        if args.eval_ckpt or args.init_ckpt:
+        if start:  # a resumed run's, too: from a learner elsewhere comes what training changes, not the backbone
             agent.load(start)
         if args.eval_ckpt:
             agent = build.policy_of(agent, start)

@@ -72,6 +72,23 @@ def test_a_run_and_its_resumption(demos, tmp_path):
     assert len(episode_files(out)) == 5
 
 
+@pytest.mark.parametrize("learner", ["inline", "process"])
+def test_a_resumed_run_acts_and_sees_as_before(learner, demos, tmp_path, monkeypatch):
+    """By its own backbone, too: a random one gives actions, and features to store, that look like right ones."""
+    out, frame = tmp_path / "run", {"image": np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)}
+    train_hybrid.main(words(demos, out, learner=learner))
+    frame["state"] = np.zeros(load_checkpoint(out / "best.pt")["config"]["state_dim"], np.float32)
+    actions = []
+
+    def act(agent):
+        actions.append(agent.sample_actions(frame, argmax=True, averaged=True))
+
+    act(train_hybrid.build.load_agent(out / "last.pt"))
+    monkeypatch.setattr(train_hybrid.HybridTraining, "run", lambda run, step, log: act(run.agent) or step)
+    train_hybrid.main(words(demos, out, learner=learner, resume=True))
+    np.testing.assert_allclose(*actions, atol=1e-5)
+
+
 def test_the_buffers_are_those_of_a_learner_inline(demos, tmp_path):
     """What crosses the processes arrives: same transitions, corrections, pretraining; from it the same first update."""
     for learner in ("inline", "process"):

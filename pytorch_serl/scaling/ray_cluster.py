@@ -45,6 +45,9 @@ def connect(address: str) -> None:
     """
     try:
         ray.init(address, logging_level="WARNING")
+        ray.put(0)  # the first one imports pyarrow where there is one
+    except ImportError as error:
+        raise ValueError(f"--ray_address needs a Ray that works: {error}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

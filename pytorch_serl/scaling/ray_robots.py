@@ -92,8 +92,9 @@ class RobotWorker:
         self.env = guarded(make_env())
         self.locks = []
         self.left = [folder for folder in sorted(spool.glob(OWN_FOLDER)) if self._claim(folder)]
-        self.folder = spool / uuid.uuid4().hex
-        self._claim(self.folder)
+        while not self._claim(folder := spool / uuid.uuid4().hex):
+            pass  # another worker, which began at the same moment, took it for one that was left
+        self.folder = folder
         self.writer = EpisodeWriter(self.folder, [*self.agent.image_keys, "state"])
         self.actor = Actor(self.agent, add_human(self.env, seed=seed), writer=self.writer, **settings)
         episodes = [self._left(path) for folder in self.left for path in episode_files(folder).values()]

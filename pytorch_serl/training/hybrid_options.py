@@ -145,7 +145,8 @@ def parse_args(argv=None):
 
 def resolve(args, parser):
     """Fill in the defaults that depend on other options and refuse what cannot work."""
-    args.gpu_learner = args.device in ("auto", "cuda")  # with --ray_address: one on another machine will do
+    # with --ray_address: one on another machine will do
+    args.gpu_learner = args.device == "auto" or args.device.startswith("cuda")
     choose_for_device(args, max_steps=(100_000, 30_000), batch_size=(256, 64))
     check_shared(args, parser)
     at_least_one = ("cta_ratio", "cycles_per_step", "buffer_capacity", "clone_steps", "success_frames", "actors")
