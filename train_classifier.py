@@ -30,6 +30,7 @@ from tqdm import tqdm
 from pytorch_serl.data.frames import read_classifier_frames, split_by_group
 from pytorch_serl.networks.augment import crop_offsets, random_crop
 from pytorch_serl.networks.classifier import SETTINGS, RewardClassifier
+from pytorch_serl.networks.resnet import IMAGE_SIZE
 from pytorch_serl.scaling import torchrun
 from pytorch_serl.training.arguments import fixed_settings
 from pytorch_serl.training.backbone import find_backbone, save_backbone
@@ -166,7 +167,7 @@ def add_frozen_features(classifier, part, views):
         images = part.load(chunk, device)
         if view > 0:
             offsets = crop_offsets(len(part.rows[chunk]), device)
-            images = {k: random_crop(x, offsets) for k, x in images.items()}
+            images = {k: random_crop(x, offsets, IMAGE_SIZE) for k, x in images.items()}
         for key, maps in classifier.features(images).items():
             part.maps[key][view, chunk] = maps
 
@@ -231,7 +232,7 @@ def train_epoch(classifier, step, part, batch_size):
         else:
             offsets = crop_offsets(batch_size, device)
             images = part.load(index.numpy(), device)
-            inputs = {"images": {k: random_crop(x, offsets) for k, x in images.items()}}
+            inputs = {"images": {k: random_crop(x, offsets, IMAGE_SIZE) for k, x in images.items()}}
         with uninterrupted():
             info = step(inputs | {"targets": targets})
         totals += torch.stack([info["loss"], info["accuracy"]])

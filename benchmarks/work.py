@@ -136,7 +136,7 @@ def draw(buffer: ReplayBuffer, crop: bool) -> None:
     for obs in (batch["observations"], batch["next_observations"]) if crop else ():
         offsets = crop_offsets(SAMPLE_SIZE, "cpu")
         for key in buffer.image_keys:
-            random_crop(obs[key], offsets)
+            random_crop(obs[key], offsets, IMAGE_SIZE)
 
 
 def act(agent: SACHybridAgent, backbone: str, obs: dict[str, np.ndarray]) -> np.ndarray:

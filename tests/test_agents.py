@@ -550,7 +550,18 @@ def test_crops_by_blocks_are_crops_by_index(shape):
     images = torch.randint(0, 256, (162, *shape), dtype=torch.uint8)
     offsets = torch.cat([torch.cartesian_prod(torch.arange(9), torch.arange(9)), crop_offsets(81, "cpu")])
     for frames in (images, images.flip(2), images[:, :, :, :1]):  # also views that are not contiguous
-        assert torch.equal(augment._copy_blocks(frames, offsets), augment._gather(frames, offsets))
+        assert torch.equal(augment._copy_blocks(frames, offsets - 4), augment._gather(frames, offsets - 4))
+
+
+def test_a_crop_shifts_what_frames_of_any_size_show_by_as_much():
+    small = torch.randint(0, 256, (81, 32, 32, 3), dtype=torch.uint8)
+    large = small.repeat_interleave(40, 1).repeat_interleave(20, 2)  # 1280 x 640: 10 and 5 pixels to one of 128
+    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9))
+    whole = [x.repeat_interleave(4, 1).repeat_interleave(4, 2) for x in (small, small.flip(0))]  # 128 x 128
+    for frames, at_128 in zip((large, large.flip(0)), whole):
+        crops = augment.random_crop(frames, offsets, 128)
+        assert torch.equal(crops[:, 5::10, 2::5], augment.random_crop(at_128, offsets, 128))
+        assert torch.equal(augment.random_crop(at_128, offsets, 128), augment.random_crop(at_128, offsets))
 
 
 def test_fast_dropout_is_dropout():

@@ -625,8 +625,9 @@ def test_training_sees_crops_of_balanced_batches():
     assert maps.shape == (3, 1, *model.feature_shape)
     own = model.features({"image": torch.from_numpy(images["image"][1:])})["image"]
     torch.testing.assert_close(maps[0], own, atol=1e-2, rtol=1e-3)  # float16
+    frame = torch.from_numpy(images["image"][1:])
     crops = [
-        model.features({"image": random_crop(torch.from_numpy(images["image"][1:]), torch.tensor([[y, x]]))})["image"]
+        model.features({"image": random_crop(frame, torch.tensor([[y, x]]), 128)})["image"]
         for y in range(9)
         for x in range(9)
     ]

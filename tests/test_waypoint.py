@@ -65,22 +65,56 @@ def test_ridge_is_the_best_of_all_penalties_over_groups_left_out(rows, columns):
     y = x @ rng.standard_normal((columns, 2)) + 0.3 * rng.standard_normal((rows, 2)) + 5.0
     line = ridge(x, y, groups)
 
-    def plain(penalty, rest):  # the penalised least squares of these rows, around the means of all
-        centred, wanted = (x - x.mean(0))[rest], (y - y.mean(0))[rest]
-        return np.linalg.solve(centred.T @ centred + penalty * np.eye(columns), centred.T @ wanted)
+    def plain(penalty, rest):  # the penalised least squares of these rows, around their own means
+        means = x[rest].mean(0), y[rest].mean(0)
+        centred, wanted = x[rest] - means[0], y[rest] - means[1]
+        return np.linalg.solve(centred.T @ centred + penalty * np.eye(columns), centred.T @ wanted), *means
 
     penalties = ((x - x.mean(0)) ** 2).sum() / rows * 10.0 ** np.arange(-5.0, 2.0, 0.5)
     errors = []
     for penalty in penalties:
-        left = [
-            (y - y.mean(0))[groups == g] - (x - x.mean(0))[groups == g] @ plain(penalty, groups != g)
-            for g in np.unique(groups)
-        ]
+        left = []
+        for g in np.unique(groups):
+            weight, x_mean, y_mean = plain(penalty, groups != g)
+            left.append((y - y_mean)[groups == g] - (x - x_mean)[groups == g] @ weight)
         errors.append(np.sqrt((np.concatenate(left) ** 2).mean(0)))
     best = int(np.argmin([(error**2).mean() for error in errors]))
     np.testing.assert_allclose(line.error, errors[best], rtol=1e-6)
-    np.testing.assert_allclose(line.weight, plain(penalties[best], slice(None)), atol=1e-8)
+    np.testing.assert_allclose(line.weight, plain(penalties[best], slice(None))[0], atol=1e-8)
     np.testing.assert_allclose(line.bias, y.mean(0) - x.mean(0) @ line.weight)
+
+
+@pytest.mark.parametrize("episodes", [6, 20])
+def test_what_only_tells_the_episodes_apart_tells_no_place(episodes):
+    """Numbers that differ by scene, more of them than rows: every fit to the demos is exact, and none is right."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(12 * episodes) // 12
+    inputs = rng.standard_normal((episodes, 400))[groups] + 0.1 * rng.standard_normal((len(groups), 400))
+    inputs = np.concatenate([inputs, rng.standard_normal((len(groups), 2))], 1)  # the state
+    displacements = (rng.standard_normal((episodes, 2))[groups] - inputs[:, -2:])[:, None]
+    waypoint = Waypoint(400, 2, 1)
+    error = waypoint.fit(inputs, displacements, np.ones((len(groups), 1), bool), groups)
+    assert error.min() > 0.7 and not waypoint.is_fitted
+
+
+def test_of_many_inputs_the_few_that_tell_a_place_are_found():
+    """More exactly in other scenes than from all of them, and the error that it says is that of other scenes."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(400) // 10  # of 40 episodes, the second half other scenes
+    places, state = rng.standard_normal((40, 2))[groups], rng.standard_normal((400, 2))
+    inputs = 0.5 * rng.standard_normal((40, 200))[groups] + 0.15 * rng.standard_normal((400, 200))
+    inputs[:, :12] = places @ rng.standard_normal((2, 12)) + 0.05 * rng.standard_normal((400, 12))
+    inputs, displacements, seen = np.concatenate([inputs, state], 1), (places - state)[:, None], groups < 20
+    spread = displacements[seen, 0].std(0)
+    waypoint = Waypoint(200, 2, 1)
+    said = waypoint.fit(inputs[seen], displacements[seen], np.ones((200, 1), bool), groups[seen])[0]
+    of_all = ridge(inputs[seen], displacements[seen, 0] / spread, groups[seen])
+    errors = []
+    for weight, bias in ((of_all.weight, of_all.bias), (waypoint.weight.numpy().T, waypoint.bias.numpy())):
+        off = (inputs @ weight + bias) * spread - displacements[:, 0]
+        errors.append(np.sqrt((off[~seen] ** 2).mean(0)) / places[seen].std(0))
+    assert (errors[1] < 0.3 * errors[0]).all()
+    np.testing.assert_allclose(said, errors[1], rtol=0.3)
 
 
 def test_a_fit_reads_in_standard_deviations_what_is_ahead_and_nothing_that_never_moves():

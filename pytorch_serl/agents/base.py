@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytorch_serl.networks.augment import crop_offsets, random_crop
-from pytorch_serl.networks.resnet import FEATURE_SHAPE, ObservationEncoder, ResNet10
+from pytorch_serl.networks.resnet import FEATURE_SHAPE, IMAGE_SIZE, ObservationEncoder, ResNet10
 from pytorch_serl.networks.shipped import SHIPPED_SHA256, is_shipped, named_state
 from pytorch_serl.utils.files import load_checkpoint, load_into, save_checkpoint, uncompiled
 
@@ -114,7 +114,7 @@ class PixelAgent:
         whole = [obs[k] for k in images]
         if images and augment:
             offsets = crop_offsets(len(whole[0]), self.device)
-            obs = obs | {k: random_crop(obs[k], offsets) for k in images}
+            obs = obs | {k: random_crop(obs[k], offsets, IMAGE_SIZE) for k in images}
         if images and self.backbone is not None:
             maps = self._maps([obs[k] for k in images])
             if augment and self.encoder.waypoint is not None:
@@ -157,7 +157,7 @@ class PixelAgent:
         images = {k: frame[None].to(self.device).expand(views, -1, -1, -1) for k, frame in frames.items()}
         offsets = crop_offsets(views, self.device, generator)
         offsets[0] = 4
-        crops = [random_crop(images[k], offsets) if views > 1 else images[k] for k in self.image_keys]
+        crops = [random_crop(images[k], offsets, IMAGE_SIZE) if views > 1 else images[k] for k in self.image_keys]
         maps = [x.half().cpu().numpy() for x in self._maps(crops)]
         for x in maps:
             x[:, FEATURE_SHAPE[0] :] = x[:1, FEATURE_SHAPE[0] :]
