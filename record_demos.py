@@ -15,6 +15,7 @@ Writes to --output_dir:
 
 import shlex
 import shutil
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from pytorch_serl.data.demos import SETUP_MODES, read_demos
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files
+from pytorch_serl.data.oddities import same_cameras
 from pytorch_serl.envs.human.scripted import check_expert
 from pytorch_serl.training import build, recording
 from pytorch_serl.training.humans import (
@@ -35,6 +37,7 @@ from pytorch_serl.training.humans import (
     scripted_steps,
 )
 from pytorch_serl.training.recording import RECORD_SEED
+from pytorch_serl.training.robot import time_limit
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 from pytorch_serl.training.view import View, add_view_arguments, viewed
 
@@ -299,6 +302,13 @@ def main(argv=None):
             args.human = choose_human(env, args.human)
             print_settings(vars(args))
             cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
+            env.use(cameras)
+            env.limit = time_limit(env.env)  # an attribute alone ends no episode
+            if env.limit is None and args.human == "scripted":
+                print(
+                    "WARNING: no time limit is registered for the environment: an episode in which the expert gets "
+                    "stuck does not end"
+                )
             env.probe(verdict=not has_device(args.human))
             args.reward = "env" if env.verdict else "human"  # who said it here; train_hybrid.py has to be told
             view = View(args.view, args.view_host) if args.view is not None else None
@@ -316,7 +326,12 @@ def main(argv=None):
             at_the_end.callback(env.close)  # the device, too; the environment below it is closed once
             if args.overwrite:
                 clear_folder(folder, args)
-            record(viewed(env, view), args, cameras, folder)
+            try:
+                record(viewed(env, view), args, cameras, folder)
+            except BaseException:
+                if any(recording.recorded_files(folder)):
+                    print(f"what was recorded is in {folder}; the same command goes on with --resume", file=sys.stderr)
+                raise
 
 
 def look(env, args, cameras, folder):
@@ -326,6 +341,8 @@ def look(env, args, cameras, folder):
     if warning := recording.storing_warning(obs, [*cameras, "state"], args.control_hz):
         print(warning)
     make_writable_dir(folder)
+    for warning in same_cameras([obs], cameras):
+        print(f"WARNING: {warning}")
     recording.cameras_picture(folder / recording.CAMERAS_PICTURE, obs, cameras)
     print(f"look at {folder / recording.CAMERAS_PICTURE}: every camera as it is, and as the network sees it")
 

@@ -46,7 +46,7 @@ from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
 from pytorch_serl.training.rewards import ClassifierReward, ContractError, state_conditions
-from pytorch_serl.training.robot import close_robots, prepare
+from pytorch_serl.training.robot import close_robots, prepare, robots_in
 from pytorch_serl.training.run import (
     BEST,
     CURVE,
@@ -316,7 +316,11 @@ def make_env(args, demos):
     try:
         choose_for_env(args, env)
         build.check_env(env, demos, args.env)
-        return with_judges(env, args)
+        env = with_judges(env, args)
+        judging = env.get_wrapper_attr("classifier").image_keys if args.reward == "classifier" else []
+        for robot in robots_in(env):
+            robot.use([*demos.image_keys, *judging])
+        return env
     except BaseException:
         close_robots(env)
         raise

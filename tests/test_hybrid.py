@@ -265,6 +265,9 @@ def test_the_policys_gripper_commands_are_counted(demos, tmp_path):
     assert {episode(-1, 1, -1, 0, 0, 1) for _ in range(19)} == {(None, None)}
     assert episode(-1, 1) == (0, 0)  # left never opens, right never closes
     assert episode(-1, -1, 1, 1, -1, -1) == (2, 1)
+    for _ in range(10):  # in turn
+        episode(-1, 0), episode(0, -1)
+    assert episode() == (9, 0)
 
 
 def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
@@ -596,6 +599,12 @@ def test_evaluation_by_classifier_where_the_environment_has_no_verdict():
     env = ClassifierReward(TinyEnv(report_success=False), Verdicts(False, True, *[False] * LENGTH))
     result = evaluate(Still(), env, 2, seed=1)
     assert (result.successes, result.steps_to_success, result.helped) == (1, [2], 0)
+    never = TinyEnv()
+    step = never.step
+    never.step = lambda action: (*step(action)[:4], {"succeed": False})  # there is no sensor
+    result = evaluate(Still(), ClassifierReward(never, Verdicts(False, True, *[False] * LENGTH)), 2, seed=1)
+    assert (result.successes, result.denied) == (0, 1)
+    assert "1 more by the classifier, not by info['succeed'] (without a sensor that says so, leave" in str(result)
     helped = evaluate(Still(), TinyEnv(human=True), 2)
     assert (helped.successes, helped.helped) == (0, 2) and "2 with a human's help" in str(helped)
     with pytest.raises(ValueError, match="wanted 'succeed'"):

@@ -121,6 +121,8 @@ def test_an_episode_begins_with_the_policy_and_without_old_keys():
         ("overrule", ["y"], (0.0, False, False), (1.0, True, True, False, 1.0)),
         ("overrule", ["n"], (1.0, True, True), (0.0, False, False, True, 0.0)),
         ("overrule", ["n"], (0.0, True, False), (0.0, True, False, False, 0.0)),  # it did end, by a fall, say
+        ("overrule", ["n"], (-1.0, False, False), (-1.0, False, False, True, 0.0)),  # 0 would be what a goal gives
+        ("overrule", ["y"], (10.0, True, True), (10.0, True, True, False, 1.0)),
         ("confirm", ["", "y"], (1.0, True, True), (1.0, True, True, False, 1.0)),
         ("confirm", ["", "wn"], (1.0, True, True), (0.0, False, False, True, 0.0)),
         ("confirm", [""], (0.0, False, False), (0.0, False, False, False, None)),
@@ -133,6 +135,13 @@ def test_who_says_what_success_is(judge, keys, end, expected):
     _, reward, terminated, truncated, info = env.step(env.policy)
     assert (reward, terminated, info["succeed"], truncated, info.get("human_verdict")) == expected
     assert ("success? y or n" in env.lines) == (judge == "confirm" and end[2])
+
+
+def test_a_success_that_is_denied_has_an_ordinary_steps_reward():
+    """Where each step costs 1 and the goal nothing, 0 would say that the goal was reached."""
+    env = human("", "n", ends=[(-1.0, False, False), (0.0, True, True)])
+    env.step(env.policy)
+    assert env.step(env.policy)[1:4] == (-1.0, False, True)
 
 
 def test_who_judges_while_in_control_stands_still():

@@ -276,6 +276,19 @@ ODD = {
 }
 
 
+def test_two_cameras_that_are_one_and_a_state_by_another_name(tmp_path):
+    good = changed(tmp_path)
+    for transition in good.transitions:
+        for name in ("observations", "next_observations"):
+            obs = transition[name]
+            transition[name] = {"image": obs["image"], "wrist": obs["image"].copy(), "joint_pos": obs["state"]}
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps(good.transitions))
+    warnings = "\n".join(read_demos(tmp_path / "demos.pkl", ["image", "wrist"], FIXED).warnings)
+    assert "cameras 'image' and 'wrist' give the same pictures" in warnings
+    assert "no 'state', and 'joint_pos' (3,) is not read" in warnings
+    assert not any("same pictures" in text or "not read" in text for text in good.warnings)
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_oddities_with_numbers(name, tmp_path):
     edit, texts = ODD[name]

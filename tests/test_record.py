@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,7 @@ import record_demos
 import train_classifier
 import train_hybrid
 from pytorch_serl.data.demos import read_demos
+from pytorch_serl.data.episode_files import episode_files, read_episode
 from pytorch_serl.data.frames import read_classifier_frames
 from pytorch_serl.envs.tabletop import task
 from pytorch_serl.training import recording
@@ -174,6 +176,7 @@ BOX, CAMERA = gym.spaces.Box(-1, 1, (7,)), gym.spaces.Box(0, 255, (8, 8, 3), np.
         (gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)}), BOX, r"wanted uint8 \(H, W, 3\)"),
         (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Box(-2, 2, (7,)), "wanted -1 to 1"),
         (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Discrete(3), "one per arm"),
+        (gym.spaces.Dict({"front.rgb": CAMERA}), BOX, "rename the camera"),
     ],
 )
 def test_an_environment_that_breaks_the_contract_is_named(observations, actions, message):
@@ -183,6 +186,46 @@ def test_an_environment_that_breaks_the_contract_is_named(observations, actions,
     assert recording.check_spaces(good, None, LEARNED) == ["image"]
     with pytest.raises(ValueError, match="2 equal blocks"):
         recording.check_spaces(good, None, "dual-arm-learned-gripper")
+
+
+def test_a_state_by_another_name_is_said(capsys):
+    recording.check_spaces(Odd(gym.spaces.Dict({"image": CAMERA, "agent_pos": BOX}), BOX), None, LEARNED)
+    assert "no 'state', and 'agent_pos' (7,) is not read" in capsys.readouterr().out
+
+
+class Stuck(TinyEnv):
+    """Its limit is an attribute alone; the second episode loses the robot. A camera that nobody uses gives anything."""
+
+    max_episode_steps, episodes = 5, 0
+
+    def __init__(self):
+        super().__init__()
+        debug = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict({**self.observation_space.spaces, "debug": debug})
+
+    def scripted_expert(self, noise, seed):
+        return SimpleNamespace(act=lambda: np.full(self.action_space.shape, 0.5, np.float32), steps_to_go=lambda: 1)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps, self.episodes = 0, self.episodes + 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.steps += 1
+        if self.episodes == 5 and self.steps == 3:
+            raise TimeoutError("no answer from the robot")
+        obs, *_, info = super().step(action)
+        return obs | {"debug": np.zeros(self.steps, np.uint8)}, 0.0, False, False, info
+
+
+def test_a_recording_ends_where_the_environment_says_and_names_what_is_safe(tmp_path, monkeypatch, capsys):
+    gym.register("Stuck-v0", entry_point=Stuck, disable_env_checker=True)
+    options = {"env": "Stuck-v0", "setup_mode": FIXED, "image_keys": "image", "human": "scripted", "num_demos": 9}
+    with pytest.raises(SystemExit):
+        record_demos.main([*command(options | {"output_dir": tmp_path}), "--keep_failures"])
+    err = capsys.readouterr().err
+    assert "no answer from the robot" in err and f"what was recorded is in {tmp_path}; the same command" in err
+    assert [len(read_episode(path)) for path in episode_files(tmp_path).values()][:2] == [5, 5]
 
 
 def test_the_command_line(tmp_path):

@@ -46,6 +46,24 @@ def frames(agent, seed=0, size=48):
 # ---------------------------------------------------------------- what it reads
 
 
+def test_the_first_command_is_a_change_where_every_step_says_how_the_gripper_is_to_be():
+    commands = np.array([[1, 1, -1, -1], [1, 1, 1, -1]])
+    for recorded, firsts in (
+        (commands, (2, 3)),
+        (np.where(commands == 1, 0, commands), (2, 3)),
+        (0 * commands, (3, 3)),
+    ):
+        transitions = [
+            {"actions": np.array([0.5] * 6 + [command], np.float32), "next_observations": {"state": np.full(2, row)}}
+            for episode in recorded
+            for row, command in enumerate(episode)
+        ]
+        demos = Demos(transitions, np.arange(8) // 4, [], {}, 2, 7, "single-arm-learned-gripper")
+        places, ahead = waypoints(demos)
+        assert places[:, 0, 0].tolist() == [firsts[0]] * 4 + [firsts[1]] * 4 and (places[:, 1] == 3).all()
+        assert ahead[:, 0].reshape(2, 4).sum(1).tolist() == [first + 1 for first in firsts]
+
+
 def test_a_keypoint_lies_where_its_channel_answers_whatever_the_light():
     feature_map = torch.zeros(1, 2, 32, 32)
     feature_map[0, 0, 8, 24] = feature_map[0, 1, 31, 0] = 5.0

@@ -150,7 +150,7 @@ def _read_file(path, image_keys, setup_mode):
         return None
     one_episode = is_single(path)
     has_state, has_masks = any(map(_has_state, raw)), "masks" in raw[0]
-    transitions = []
+    transitions, first = [], raw[0]
     for index, item in enumerate(raw):
         place = Place(path, index)
         transitions.append(read_transition(place, item, image_keys, has_state, has_masks))
@@ -175,6 +175,8 @@ def _read_file(path, image_keys, setup_mode):
         actions.shape[1],
         setup_mode,
     )
+    if unread := oddities.unread_vectors(first["observations"]):
+        remarks = [*remarks, f"{path}: {unread}"]
     demos.warnings = remarks + oddities.find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched)
     return demos
 

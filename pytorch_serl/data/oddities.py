@@ -1,5 +1,7 @@
 """What is odd but usable in demos: one line each, with numbers."""
 
+import itertools
+
 import numpy as np
 
 from pytorch_serl.data.actions import continuous_columns, gripper_columns
@@ -39,9 +41,31 @@ def find_oddities(path, demos, has_masks, has_penalty, snapped, mismatched):
     texts += _next_episodes(demos.transitions)
     for key in demos.image_keys:
         texts += _image_oddities(demos, key) + _hanging(demos, key)
+    first = [demos.transitions[rows[0]]["observations"] for rows in episodes_of(demos)]
+    texts += same_cameras(first, demos.image_keys)
     if demos.state_dim:
         texts += _state_oddities(demos)
     return [f"{path}: {text}" for text in texts]
+
+
+def same_cameras(observations, image_keys):
+    """One line per pair of cameras that show the same picture in all of these observations."""
+    return [
+        f"cameras {one!r} and {other!r} give the same pictures; is one device opened twice?"
+        for one, other in itertools.combinations(image_keys, 2)
+        if all(np.ptp(obs[one]) > 0 and np.array_equal(obs[one], obs[other]) for obs in observations)
+    ]
+
+
+def unread_vectors(observation):
+    """A line on the vectors among these named arrays or spaces where none is called `state`, else None."""
+    vectors = [f"{key!r} {x.shape}" for key, x in observation.items() if len(getattr(x, "shape", None) or ()) == 1]
+    if "state" in observation or not vectors:
+        return None
+    return (
+        f"no 'state', and {', '.join(vectors)} is not read; join what the policy is to know beside the pictures into "
+        "one vector 'state'"
+    )
 
 
 def _action_oddities(demos, actions):

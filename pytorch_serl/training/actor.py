@@ -127,9 +127,9 @@ class Actor:
 
     def _summary(self) -> list[float]:
         idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.ptp(self.corrections, axis=0).any()
-        closings, openings = self.commands.min(axis=1).tolist()
-        figures = [float(self.solved), self.helped, len(self.transitions), closings, openings, float(idle)]
-        return [*figures, self.classifier_right]
+        commands = self.commands.T.tolist()  # closings and openings of each gripper
+        figures = [float(self.solved), self.helped, len(self.transitions), *commands[0], float(idle)]
+        return [*figures, self.classifier_right, *commands[-1]]
 
     def _show_called_success(self, obs: dict[str, Any], probability: float) -> None:
         """Keep the frames that the classifier called success, to look at and to train on; the name ends in its
@@ -164,8 +164,10 @@ def recent_figures(recent: list[list[float]]) -> dict[str, float]:
     least); and the share of the classifier's successes that environment or human denied."""
     if not recent:
         return {}
-    solved, helped, length, closings, openings, idle, right = np.array(recent).T
-    watched = {"gripper_closes": closings.sum(), "gripper_opens": openings.sum()} if len(solved) == RECENT else {}
+    rows = [[*row, *row[3:5]][:9] for row in recent]  # checkpoints of before have an episode's least, once
+    solved, helped, length, closings, openings, idle, right, *others = np.array(rows).T
+    least = [min(sum(counts) for counts in pair) for pair in zip((closings, openings), others)]
+    watched = dict(zip(("gripper_closes", "gripper_opens"), least)) if len(solved) == RECENT else {}
     if (helped > 0).sum() >= HELPED:
         watched["helped_success"] = solved[helped > 0].mean()
     if (known := right[right != UNKNOWN]).size:

@@ -89,7 +89,8 @@ class Alarms:
         if figures.get("false_successes", 0.0) > FALSE_SUCCESSES:
             wrong["classifier"] = (
                 f"{figures['false_successes']:.0%} of what the classifier called success was none: look at the "
-                "pictures in called_success/, train it on the frames beside them, or raise --success_frames"
+                "pictures in called_success/, train it on the frames beside them, or raise --success_frames; if they "
+                "show success, and no sensor says so, leave 'succeed' out of the environment's info"
             )
         return wrong
 

@@ -423,7 +423,7 @@ def side_by_side(env: gym.Env, name: str, setup_mode: str, settings: dict[str, A
         while len(envs) < eval_copies(env):
             envs.append(make_env(name, setup_mode, settings))
             for robot, like in zip(robots_in(envs[-1]), robots_in(env)):
-                robot.control_hz, robot.limit = like.control_hz, like.limit
+                robot.control_hz, robot.limit, robot.cameras = like.control_hz, like.limit, like.cameras
     except BaseException:
         close_robots(envs[1:])
         raise

@@ -37,6 +37,7 @@ class Evaluation:
     returns: list[float]
     gripper_commands: dict[int, int]
     helped: int = 0
+    denied: int = 0  # that a classifier called solved, and the environment's `info["succeed"]` not
     frames: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -58,6 +59,7 @@ class Evaluation:
             self.returns + other.returns,
             commands,
             self.helped + other.helped,
+            self.denied + other.denied,
             self.frames + other.frames,
         )
 
@@ -65,9 +67,12 @@ class Evaluation:
         low, high = self.interval
         steps = f", {np.mean(self.steps_to_success):.1f} steps to success" if self.steps_to_success else ""
         helped = f"; {self.helped} with a human's help, counted as not solved" if self.helped else ""
+        denied = f"; {self.denied} more by the classifier, not by info['succeed']" if self.denied else ""
+        if self.denied and not self.successes:
+            denied += " (without a sensor that says so, leave it out of the info)"
         return (
             f"{self.successes} of {self.episodes} episodes solved without help ({self.success_rate:.0%}, 95 % "
-            f"interval {low:.0%} to {high:.0%}){steps}{helped}"
+            f"interval {low:.0%} to {high:.0%}){steps}{helped}{denied}"
         )
 
 
@@ -88,6 +93,7 @@ class _Episode:
         """`recorded`: the cameras of which pictures are kept, if any; `limits`: of what the environment may give."""
         self.env, self.recorded, self.seed, self.limits = env, recorded, seed, limits
         self.total, self.steps, self.done, self.alone, self.solved = 0.0, 0, False, True, False
+        self.denied = False
         self.obs, _ = env.reset(seed=seed, options={"evaluation": True})  # nobody may help
         limits.observation(Moment(f"the evaluation seeded {seed}"), "observation", self.obs)
         self.frames: list[np.ndarray] = []
@@ -104,6 +110,7 @@ class _Episode:
         self.alone = self.alone and "intervene_action" not in info
         if self.done:
             self.solved = succeeded(info) and self.alone
+            self.denied = bool(info.get("classifier_verdict")) and not succeeded(info)
             if self.recorded:
                 self.frames += [recorded_strip(self.obs, self.recorded, border=self.solved)] * 4
 
@@ -172,6 +179,7 @@ def _summary(finished: list[_Episode], commands: dict[int, int]) -> Evaluation:
         [episode.total for episode in finished],
         commands,
         sum(not episode.alone for episode in finished),
+        sum(episode.denied for episode in finished),
         [frame for episode in finished for frame in episode.frames],
     )
 

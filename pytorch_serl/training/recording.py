@@ -13,7 +13,8 @@ import torch
 from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
 from pytorch_serl.data.checks import DataError, Place
 from pytorch_serl.data.episode_files import EpisodeWriter, episode_files, packed, read_episode
-from pytorch_serl.networks.resnet import resized
+from pytorch_serl.data.oddities import unread_vectors
+from pytorch_serl.networks.resnet import check_image_keys, resized
 from pytorch_serl.training.limits import Limits, Moment
 from pytorch_serl.training.pace import LATE
 from pytorch_serl.training.robot import Robot, breaches
@@ -214,6 +215,9 @@ def check_spaces(env: gym.Env, image_keys: list[str] | None, setup_mode: str) ->
     cameras = [key for key, space in spaces.items() if len(space.shape or ()) == 3]
     if unknown := sorted(set(image_keys or []) - set(cameras)):
         raise ValueError(f"no camera {unknown} in the environment; it has {cameras}")
+    check_image_keys(image_keys or cameras)
+    if warning := unread_vectors(spaces):
+        print(f"WARNING: {warning}")
     if not cameras:
         raise ValueError(f"no camera among the observations {sorted(spaces)}; wanted uint8 (H, W, 3)")
     wrong = breaches(env, image_keys or cameras)

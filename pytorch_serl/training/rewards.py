@@ -51,7 +51,8 @@ def executed_action(info: dict[str, Any], action: np.ndarray, grippers: Sequence
         human = np.asarray(None)
     numbers = human.shape == action.shape and human.dtype.kind in "iuf" and (np.abs(human) <= 1 + ROUNDING).all()
     if not numbers:
-        raise ContractError(f"info['intervene_action'] is {human}; wanted {action.shape} numbers in [-1, 1]")
+        whose = "info['intervene_action']" if "intervene_action" in info else "the expert's action"
+        raise ContractError(f"{whose} is {human}; wanted {action.shape} numbers in [-1, 1]")
     human = human.astype(np.float32).clip(-1, 1)
     commands, far = nearest_commands(human[list(grippers)])
     if far.any():

@@ -32,6 +32,7 @@ class Robot(gym.Wrapper):
     Frames that stay the same or show nothing while the arm moves raise an alarm, one line.
 
     control_hz: commands per second; None leaves the time to the environment.
+    cameras: name -> space; all until `use` says which are used.
     limit: an episode is truncated after so many steps; None leaves its end to the environment.
     pace: of this episode; a reset begins a new one.
     step, reset: raise ContractError for what is not Gymnasium's interface or not the space's frames.
@@ -45,6 +46,10 @@ class Robot(gym.Wrapper):
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
         self.verdict = False  # whether the environment said of its last step whether it succeeded
         self.took = 0.0  # seconds of the environment's last step, without what was waited for its rate
+
+    def use(self, cameras: Iterable[str]) -> None:
+        """Check and watch these cameras alone."""
+        self.cameras = {key: space for key, space in self.cameras.items() if key in cameras}
 
     def reset(self, **options):
         result = self.env.reset(**options)

@@ -47,6 +47,7 @@ class Human(gym.Wrapper):
         self.block = env.action_space.shape[0] // arms
         self.arm, self.in_control, self.verdict = 0, False, None
         self.leads, self.label, self.discard = False, False, False
+        self.unsolved = 0.0  # the environment's reward of a step that it does not call a success
 
     def steered(self, leads: bool = False) -> "Human":
         """The same environment and device, with taking over; with `leads` he steers from each reset on, alone."""
@@ -86,6 +87,8 @@ class Human(gym.Wrapper):
         if self.judge == "alone":
             terminated = terminated and not info.get("succeed")
             reward, info = 0.0, info | {"succeed": False}
+        if not claimed or self.judge == "alone":
+            self.unsolved = reward
         elif self.judge == "confirm" and claimed and self.verdict is None:
             self.say(f"success? {self.yes_or_no}")
             self._ask()
@@ -97,7 +100,9 @@ class Human(gym.Wrapper):
         elif self.verdict is not None:
             success, self.verdict = self.verdict, None
             terminated = success or (terminated and not claimed)  # no success: as if time had run out
-            reward, truncated = float(success), not terminated
+            if success != bool(claimed) or self.judge == "alone":  # else the environment has rewarded it
+                reward = 1.0 if success else self.unsolved
+            truncated = not terminated
             info = info | {"succeed": success, "human_verdict": float(success)}
         return obs, reward, terminated, truncated, info
 
