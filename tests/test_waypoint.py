@@ -115,26 +115,6 @@ def test_what_only_tells_the_episodes_apart_tells_no_place(episodes):
     assert error.min() > 0.7 and not waypoint.is_fitted
 
 
-def test_of_many_inputs_the_few_that_tell_a_place_are_found():
-    """More exactly in other scenes than from all of them, and the error that it says is that of other scenes."""
-    rng = np.random.default_rng(0)
-    groups = np.arange(400) // 10  # of 40 episodes, the second half other scenes
-    places, state = rng.standard_normal((40, 2))[groups], rng.standard_normal((400, 2))
-    inputs = 0.5 * rng.standard_normal((40, 200))[groups] + 0.15 * rng.standard_normal((400, 200))
-    inputs[:, :12] = places @ rng.standard_normal((2, 12)) + 0.05 * rng.standard_normal((400, 12))
-    inputs, displacements, seen = np.concatenate([inputs, state], 1), (places - state)[:, None], groups < 20
-    spread = displacements[seen, 0].std(0)
-    waypoint = Waypoint(200, 2, 1)
-    said = waypoint.fit(inputs[seen], displacements[seen], np.ones((200, 1), bool), groups[seen])[0]
-    of_all = ridge(inputs[seen], displacements[seen, 0] / spread, groups[seen])
-    errors = []
-    for weight, bias in ((of_all.weight, of_all.bias), (waypoint.weight.numpy().T, waypoint.bias.numpy())):
-        off = (inputs @ weight + bias) * spread - displacements[:, 0]
-        errors.append(np.sqrt((off[~seen] ** 2).mean(0)) / places[seen].std(0))
-    assert (errors[1] < 0.3 * errors[0]).all()
-    np.testing.assert_allclose(said, errors[1], rtol=0.3)
-
-
 def test_a_fit_reads_in_standard_deviations_what_is_ahead_and_nothing_that_never_moves():
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((200, 8 + 3)).astype(np.float32)
@@ -156,13 +136,15 @@ def test_a_fit_reads_in_standard_deviations_what_is_ahead_and_nothing_that_never
 
 def test_what_the_frames_do_not_tell_in_other_episodes_is_left_out():
     rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((40, 300 + 2))  # more numbers than rows: every displacement has an exact fit to them
-    inputs[:, :2] *= 30.0
-    displacements = np.stack([inputs[:, 0], rng.standard_normal(40)], 1)[:, None]
-    waypoint = Waypoint(300, 2, 1)
-    error = waypoint.fit(inputs, displacements, np.ones((40, 1), bool), np.arange(40) // 4)[0]
-    assert error[0] < 0.25 < 0.6 < error[1]
+    inputs = rng.standard_normal((40, 300 + 3))  # more numbers than rows: every displacement has an exact fit to them
+    inputs[:, :3] *= 100.0
+    displacements = np.stack([inputs[:, 0], rng.standard_normal(40), inputs[:, 1]], 1)[:, None]
+    waypoint, data = Waypoint(300, 3, 1), (np.ones((40, 1), bool), np.arange(40) // 4)
+    error = waypoint.fit(inputs, displacements, *data)[0]
+    assert max(error[0], error[2]) < 0.25 < 0.6 < error[1]
     assert waypoint.weight[0].any() and not waypoint.weight[1].any() and waypoint.bias[1] == 0
+    displacements[..., 2] = rng.standard_normal((40, 1))  # one number alone is no place
+    assert waypoint.fit(inputs, displacements, *data)[0, 0] < 0.25 and not waypoint.is_fitted
 
 
 @pytest.mark.parametrize("error, fitted", [(0.02, False), (1.0, True)])
@@ -344,11 +326,11 @@ def refit(agent, demos):
 
 
 def test_demos_fit_the_branch_and_failed_ones_do_not_count(tmp_path, capsys):
-    path = record(FIXED, tmp_path / "recorded", num_demos=8, num_classifier_episodes=0)
+    path = record(FIXED, tmp_path / "recorded", num_demos=12, num_classifier_episodes=0)
     demos = read_demos(path, ["image", "wrist"], FIXED)
     agent, weight = fit(demos)
-    said = re.search(r"waypoints: the keypoints tell (\d) of 6 numbers .* within 25% of their", capsys.readouterr().out)
-    assert 1 <= int(said[1]) <= weight.any(1).sum()  # and what always ends at the same height
+    said = re.search(r"waypoints: the keypoints tell (\d) of 6 numbers .* within 30% of their", capsys.readouterr().out)
+    assert 2 <= int(said[1]) <= weight.any(1).sum()  # and what always ends at the same height
     assert torch.equal(agent.target["encoder"].waypoint.weight, weight)
 
     for row in np.flatnonzero(demos.episode_ids == 0):

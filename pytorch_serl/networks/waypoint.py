@@ -21,9 +21,9 @@ from pytorch_serl.networks.mlp import LAYER_NORM_EPS, dense
 BRANCH_DIM = 64
 PENALTIES = 10.0 ** np.arange(-5.0, 2.0, 0.5)  # of the ridge, in mean squared norms of a row
 LARGEST = 3.0  # standard deviations
-MAX_ERROR = 0.25  # of the waypoints' spread, in episodes left out of the fit
+MAX_ERROR = 0.3  # of the waypoints' spread, in episodes left out of the fit
+ENOUGH = 2  # numbers that are told so: one alone is no place
 NEGLIGIBLE = 0.1  # of the displacements' spread, there
-ROUNDS, FOLDS = 3, 10  # of `sparse_ridge`, of its check
 MAX_ROWS = 1500  # of a fit: it takes seconds, and frames of one episode tell the same
 
 
@@ -85,7 +85,7 @@ class Waypoint(nn.Module):
 
         In the demos themselves a fit is exact. A clone would trust it, and be led astray by it everywhere else. Beside
         numbers that are told stand those whose error is NEGLIGIBLE because their waypoint is nearly always the same, as
-        the height of a table. Where none is told, or `maps` tell what either tells as well, all stay 0.
+        the height of a table. Where fewer than ENOUGH are told, or `maps` tell what either tells as well, all stay 0.
 
         Args:
             inputs: (N, num_keypoints + state_dim), as `read` takes them.
@@ -110,10 +110,8 @@ class Waypoint(nn.Module):
                 by_map = np.concatenate([maps[rows], inputs[rows, -self.state_dim :]], 1).astype(np.float64)
                 seen.append(by_map * self._scale(by_map))
             lines = [ridge(x, y, episodes[rows]) for x in seen]
-            over_places = spread / np.where(differs, places, 1.0)
-            likely = moves & differs & (lines[0].error * over_places <= 2 * MAX_ERROR)
-            lines[0] = with_few_inputs(lines[0], likely, seen[0], y, episodes[rows])
             fits.append(lines[0])
+            over_places = spread / np.where(differs, places, 1.0)
             errors.append([np.where(moves & differs, line.error * over_places, 1.0) for line in lines])
         weight, bias, error = (np.concatenate(parts, -1) for parts in zip(*fits))  # error: over the displacements'
         ours, *others = np.concatenate(errors, -1)
@@ -121,7 +119,7 @@ class Waypoint(nn.Module):
         for theirs in others:
             either = told | (theirs <= MAX_ERROR)
             told &= (ours[either] ** 2).sum() < (theirs[either] ** 2).sum()
-        told = (told | (error <= NEGLIGIBLE)) & told.any()
+        told = (told | (error <= NEGLIGIBLE)) & (told.sum() >= ENOUGH)
         self.weight.copy_(torch.from_numpy((scale[:, None] * weight * told).T).float())  # MPS has no float64
         self.bias.copy_(torch.from_numpy(bias * told).float())
         return np.stack(errors)[:, 0]
@@ -168,35 +166,3 @@ def ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Line:
     penalty, left = best
     weight = x.T @ (u @ ((u.T @ y) / (values + penalty)[:, None]))
     return Line(weight, y_mean - x_mean @ weight, np.sqrt((left**2).mean(0)))
-
-
-def sparse_ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Line:
-    """`ridge` from few of x's columns to y (N, 1): ROUNDS times it is repeated, each column scaled by what it gave.
-
-    Of a backbone's channels few follow what the arm goes to; with two dozen scenes the others are in the way. This is
-    adaptive ridge regression (Frommlet and Nuel, arXiv 1505.01728), which comes near to the best subset. `error` is of
-    groups left out of the last fit, but not of the choice.
-    """
-    line, deviation = ridge(x, y, groups), x.std(0)
-    for _ in range(ROUNDS):
-        share = np.abs(line.weight[:, 0]) * deviation
-        scale = share / max(share.max(), 1e-12) + 1e-3
-        line = ridge(x * scale, y, groups)
-        line = line._replace(weight=line.weight * scale[:, None])
-    return line
-
-
-def with_few_inputs(line: Line, likely: np.ndarray, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Line:
-    """`line`, with each `likely` (K,) column by `sparse_ridge` where that errs less in groups left out of all of it."""
-    weight, bias, error = line.weight.copy(), line.bias.copy(), line.error.copy()
-    names = np.unique(groups)
-    for k in np.flatnonzero(likely):
-        left = np.empty(len(y))
-        for fold in range(min(FOLDS, len(names))):
-            out = np.isin(groups, names[fold::FOLDS])
-            part = sparse_ridge(x[~out], y[~out, k : k + 1], groups[~out])
-            left[out] = (x[out] @ part.weight + part.bias)[:, 0] - y[out, k]
-        if (left**2).mean() < line.error[k] ** 2:
-            part = sparse_ridge(x, y[:, k : k + 1], groups)
-            weight[:, k], bias[k], error[k] = part.weight[:, 0], part.bias[0], np.sqrt((left**2).mean())
-    return Line(weight, bias, error)

@@ -26,7 +26,7 @@ from pytorch_serl.data.waypoints import waypoints
 from pytorch_serl.envs import short_names
 from pytorch_serl.envs.human.scripted import BURST, PATIENCE, RATE, ScriptedHuman
 from pytorch_serl.networks.resnet import FEATURE_SHAPE, ResNet10
-from pytorch_serl.networks.waypoint import MAX_ERROR
+from pytorch_serl.networks.waypoint import ENOUGH, MAX_ERROR
 from pytorch_serl.training.alarms import Alarms
 from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.training.demo_cache import DemoCache
@@ -279,7 +279,7 @@ def fit_waypoint(agent: SACAgent, buffer: ReplayBuffer, demos: Demos) -> None:
     if agent.encoder.waypoint.is_fitted:
         policy = "the policy gets them beside what it sees"
     else:
-        policy = "the policy sees as it would without" + ", since the map tells them as well" * bool(told)
+        policy = "the policy sees as it would without" + ", since the map tells them as well" * (told >= ENOUGH)
     print(
         f"waypoints: the keypoints tell {told or 'none'} of {error.size} numbers of where the arm goes to within "
         f"{MAX_ERROR:.0%} of their spread {best}: {policy}"
