@@ -136,14 +136,14 @@ def test_a_fit_reads_in_standard_deviations_what_is_ahead_and_nothing_that_never
 
 def test_what_the_frames_do_not_tell_in_other_episodes_is_left_out():
     rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((40, 300 + 3))  # more numbers than rows: every displacement has an exact fit to them
-    inputs[:, :3] *= 100.0
-    displacements = np.stack([inputs[:, 0], rng.standard_normal(40), inputs[:, 1]], 1)[:, None]
-    waypoint, data = Waypoint(300, 3, 1), (np.ones((40, 1), bool), np.arange(40) // 4)
+    inputs = rng.standard_normal((80, 300 + 3))  # more numbers than rows: every displacement has an exact fit to them
+    inputs[:, :3] *= 30.0
+    displacements = np.stack([inputs[:, 0], rng.standard_normal(80), inputs[:, 1]], 1)[:, None]
+    waypoint, data = Waypoint(300, 3, 1), (np.ones((80, 1), bool), np.arange(80) // 4)
     error = waypoint.fit(inputs, displacements, *data)[0]
     assert max(error[0], error[2]) < 0.25 < 0.6 < error[1]
     assert waypoint.weight[0].any() and not waypoint.weight[1].any() and waypoint.bias[1] == 0
-    displacements[..., 2] = rng.standard_normal((40, 1))  # one number alone is no place
+    displacements[..., 2] = rng.standard_normal((80, 1))  # one number alone is no place
     assert waypoint.fit(inputs, displacements, *data)[0, 0] < 0.25 and not waypoint.is_fitted
 
 
