@@ -24,7 +24,7 @@ from pytorch_serl.utils.files import atomic_write, uncompiled
 DTYPE = np.dtype("<f2")  # what a buffer holds
 SMALLEST, LARGEST = 5_000_000, 2_000_000_000  # bytes: of less, a matter of seconds, and of more nothing is kept
 ROOM = 10  # times as much must be free on the drive
-FORMAT = 1  # of the file; a higher one makes older files stale
+FORMAT = 2  # of the file; a higher one makes older files stale
 
 
 class DemoCache:
