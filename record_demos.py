@@ -248,9 +248,12 @@ def labelled_frames(env, args, keys, folder):
 def report(args, folder, kept, keys, counts):
     """What the training scripts will say of these files, the pictures, and the command to go on with."""
     if kept:
-        print(read_demos(folder / recording.DEMOS, keys, args.setup_mode).summary())
-        demos = [number for number, success in kept.items() if success]
-        recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, demos, keys)
+        demos = read_demos(folder / recording.DEMOS, keys, args.setup_mode)
+        print(demos.summary())
+        if has_device(args.human) and (warning := build.check_judged(demos)):
+            print(warning)
+        solved = [number for number, success in kept.items() if success]
+        recording.demos_picture(folder / recording.DEMOS_PICTURE, folder, solved, keys)
         print(f"look at {folder / recording.DEMOS_PICTURE}: first, middle and last frame of every demo")
     if counts.any():
         labelled = args.classifier_only and args.human != "scripted"

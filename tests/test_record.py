@@ -22,7 +22,7 @@ from pytorch_serl.data.frames import read_classifier_frames
 from pytorch_serl.envs.tabletop import task
 from pytorch_serl.training import recording
 from pytorch_serl.training.robot import Robot
-from tests.runs import FIXED, LEARNED, ROOT, command, record, refused
+from tests.runs import FIXED, LEARNED, ROOT, command, make_demos, record, refused
 from tests.tiny_env import TinyEnv
 
 SMALL = {"env_args": "image_size=16"}
@@ -274,6 +274,20 @@ def test_frames_that_a_human_labelled_have_no_last_ones_before_a_success(human, 
     record_demos.report(args, Path("data"), {}, ["image"], np.array([5, 3]))
     said = capsys.readouterr().out
     assert "classifier frames: 5 success, 3 failure" in said and ("hard failures" in said) == hard
+
+
+@pytest.mark.parametrize("cost, human, said", [(1, "keyboard", True), (0, "keyboard", False), (1, "scripted", False)])
+def test_a_verdict_beside_other_rewards_is_said(cost, human, said, tmp_path, monkeypatch, capsys):
+    make_demos(tmp_path / "demos.pkl")
+    transitions = pickle.loads((tmp_path / "demos.pkl").read_bytes())
+    for transition in transitions:
+        transition["rewards"] = transition["rewards"] or float(-cost)
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps(transitions))
+    monkeypatch.setattr(recording, "demos_picture", lambda *arguments: None)
+    args = record_demos.parse_args(command({"human": human, "setup_mode": FIXED, "env": "MyArm-v0"}))
+    args.reward = "env"
+    record_demos.report(args, tmp_path, {0: True}, ["image"], np.zeros(2))
+    assert ("one critic cannot learn two scales" in capsys.readouterr().out) == said
 
 
 class Silent(TinyEnv):
