@@ -83,6 +83,16 @@ def test_a_run_that_ended_leaves_its_directory_free(tmp_path):
     assert not temporary.exists()
 
 
+def test_overwrite_takes_the_frames_that_a_classifier_called_success(tmp_path):
+    """They would lie among the next run's, and be trained on as its false successes."""
+    folder = tmp_path / "called_success"
+    folder.mkdir()
+    for name in ("000003_0.990.png", "000003_0.990.pkl"):
+        (folder / name).touch()
+    prepare_run_dir(tmp_path, resume=False, overwrite=True)
+    assert not list(folder.glob("*"))
+
+
 def test_a_lock_file_that_its_run_took_along_locks_nothing(tmp_path, monkeypatch):
     path, tried = tmp_path / RUN_LOCK, []
 

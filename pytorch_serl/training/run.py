@@ -38,7 +38,7 @@ RUN_FILES = (  # patterns
     "events.out.tfevents.*",
     f"{FOLDER}/[0-9]*{SUFFIX}",
     f"{CALLED_SUCCESS}/*.png",
-    f"{CALLED_SUCCESS}/*.pkl",
+    f"{CALLED_SUCCESS}/[0-9]*_*.pkl",
     f"{SPOOL}/*/*/{FOLDER}/*{SUFFIX}",
 )
 
