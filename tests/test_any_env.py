@@ -13,7 +13,7 @@ import train_hybrid
 import train_offline
 from pytorch_serl.data.demos import read_demos
 from pytorch_serl.envs.human.scripted import ScriptedHuman, check_expert
-from pytorch_serl.training import build, run
+from pytorch_serl.training import arguments, build, run
 from pytorch_serl.training.arguments import MAY_CHANGE
 from pytorch_serl.training.evaluate import EVAL_SEED, FINAL_SEED, report_evaluation
 from pytorch_serl.utils.files import load_checkpoint
@@ -131,6 +131,13 @@ def test_defaults_follow_from_the_environment(changes, chosen, demos, tmp_path):
     assert (args.human, args.learner, args.imitate_successes, args.simulated) == chosen
     assert ExpertEnv.made == 1  # a robot is there only once
     env.close()
+
+
+@pytest.mark.parametrize("device, gpu", [("auto", True), ("cuda", True), ("cuda:1", True), ("cpu", False)])
+def test_a_learner_on_a_cluster_gets_a_gpu_where_one_is_named(device, gpu, demos, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "pick_device", lambda name: torch.device("cpu" if name == "auto" else name))
+    options = {"demo_paths": demos, "image_keys": "image", "setup_mode": FIXED, "save_dir": tmp_path, "device": device}
+    assert train_hybrid.parse_args(command(options | {"ray_address": "auto"})).gpu_learner == gpu
 
 
 @pytest.mark.parametrize("limit", [7, 70])
