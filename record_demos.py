@@ -37,7 +37,6 @@ from pytorch_serl.training.humans import (
     scripted_steps,
 )
 from pytorch_serl.training.recording import RECORD_SEED
-from pytorch_serl.training.robot import time_limit
 from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
 from pytorch_serl.training.view import View, add_view_arguments, viewed
 
@@ -306,7 +305,6 @@ def main(argv=None):
             print_settings(vars(args))
             cameras = recording.check_spaces(env, args.image_keys, args.setup_mode)
             env.use(cameras)
-            env.limit = time_limit(env.env)  # an attribute alone ends no episode
             if env.limit is None and args.human == "scripted":
                 print(
                     "WARNING: no time limit is registered for the environment: an episode in which the expert gets "

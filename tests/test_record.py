@@ -194,7 +194,7 @@ def test_a_state_by_another_name_is_said(capsys):
 
 
 class Stuck(TinyEnv):
-    """Its limit is an attribute alone; the second episode loses the robot. A camera that nobody uses gives anything."""
+    """Its limit is an attribute alone; its fifth reset's episode loses the robot; an unused camera gives anything."""
 
     max_episode_steps, episodes = 5, 0
 
@@ -218,7 +218,7 @@ class Stuck(TinyEnv):
         return obs | {"debug": np.zeros(self.steps, np.uint8)}, 0.0, False, False, info
 
 
-def test_a_recording_ends_where_the_environment_says_and_names_what_is_safe(tmp_path, monkeypatch, capsys):
+def test_a_recording_ends_where_the_environment_says_and_names_what_is_safe(tmp_path, capsys):
     gym.register("Stuck-v0", entry_point=Stuck, disable_env_checker=True)
     options = {"env": "Stuck-v0", "setup_mode": FIXED, "image_keys": "image", "human": "scripted", "num_demos": 9}
     with pytest.raises(SystemExit):

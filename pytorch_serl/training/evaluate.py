@@ -92,8 +92,8 @@ class _Episode:
     def __init__(self, env: gym.Env, seed: int, recorded: list[str], limits: Limits):
         """`recorded`: the cameras of which pictures are kept, if any; `limits`: of what the environment may give."""
         self.env, self.recorded, self.seed, self.limits = env, recorded, seed, limits
-        self.total, self.steps, self.done, self.alone, self.solved = 0.0, 0, False, True, False
-        self.denied = False
+        self.total, self.steps, self.done, self.alone = 0.0, 0, False, True
+        self.solved, self.denied = False, False
         self.obs, _ = env.reset(seed=seed, options={"evaluation": True})  # nobody may help
         limits.observation(Moment(f"the evaluation seeded {seed}"), "observation", self.obs)
         self.frames: list[np.ndarray] = []
@@ -109,8 +109,8 @@ class _Episode:
         self.total, self.steps, self.done = self.total + reward, self.steps + 1, terminated or truncated
         self.alone = self.alone and "intervene_action" not in info
         if self.done:
-            self.solved = succeeded(info) and self.alone
-            self.denied = bool(info.get("classifier_verdict")) and not succeeded(info)
+            success = succeeded(info)
+            self.solved, self.denied = success and self.alone, not success and bool(info.get("classifier_verdict"))
             if self.recorded:
                 self.frames += [recorded_strip(self.obs, self.recorded, border=self.solved)] * 4
 

@@ -33,14 +33,16 @@ class Robot(gym.Wrapper):
 
     control_hz: commands per second; None leaves the time to the environment.
     cameras: name -> space; all until `use` says which are used.
-    limit: an episode is truncated after so many steps; None leaves its end to the environment.
+    limit: an episode is truncated after so many steps, by default the environment's own `time_limit`, which where it is
+        an attribute alone ends nothing; None, where none is known, leaves its end to the environment.
     pace: of this episode; a reset begins a new one.
     step, reset: raise ContractError for what is not Gymnasium's interface or not the space's frames.
     """
 
     def __init__(self, env: gym.Env, control_hz: float | None = None, limit: int | None = None):
         super().__init__(env)
-        self.control_hz, self.limit, self.pace = control_hz, limit, Pace(control_hz)
+        self.control_hz, self.pace = control_hz, Pace(control_hz)
+        self.limit = time_limit(env) if limit is None else limit
         spaces = getattr(env.observation_space, "spaces", {})
         self.cameras = {k: s for k, s in spaces.items() if len(s.shape or ()) == 3 and s.dtype == np.uint8}
         self.watch, self.steps, self.closed = CameraWatch(), 0, False
@@ -274,7 +276,6 @@ def prepare(
     """
     for robot in robots_in(env):
         robot.control_hz = control_hz
-        robot.limit = time_limit(robot.env)  # an attribute alone ends no episode
         if robot.limit is None:
             limit = max(LONGEST_DEMOS * longest_demo, SHORTEST_LIMIT)
             robot.limit = min(limit, max_steps) if max_steps else limit

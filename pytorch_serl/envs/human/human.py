@@ -83,15 +83,15 @@ class Human(gym.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(np.array(action))  # a copy: it may be changed there
         if command is not None:
             info = info | {"intervene_action": command}
-        claimed = info.get("succeed") or info.get("classifier_verdict")
+        claimed = self.judge != "alone" and bool(info.get("succeed") or info.get("classifier_verdict"))
         if self.judge == "alone":
             terminated = terminated and not info.get("succeed")
             reward, info = 0.0, info | {"succeed": False}
-        if not claimed or self.judge == "alone":
-            self.unsolved = reward
         elif self.judge == "confirm" and claimed and self.verdict is None:
             self.say(f"success? {self.yes_or_no}")
             self._ask()
+        if not claimed:
+            self.unsolved = reward
         if self.judge == "label":
             self.label, self.verdict = self._label(), None
             info = info | {"label": float(self.label)}
@@ -100,7 +100,7 @@ class Human(gym.Wrapper):
         elif self.verdict is not None:
             success, self.verdict = self.verdict, None
             terminated = success or (terminated and not claimed)  # no success: as if time had run out
-            if success != bool(claimed) or self.judge == "alone":  # else the environment has rewarded it
+            if success != claimed:  # else the environment has rewarded it
                 reward = 1.0 if success else self.unsolved
             truncated = not terminated
             info = info | {"succeed": success, "human_verdict": float(success)}
