@@ -344,8 +344,10 @@ def learning_curve(
     except ImportError:
         warnings.warn(f"matplotlib is not installed: no {path} (pip install matplotlib)", stacklevel=2)
         return
-    figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
+    height = 2.6 * len(panels)
+    figure = Figure(figsize=(7, height))  # fixed margins: a layout that is solved for takes as long as the drawing
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.5 / height, top=1 - 0.15 / height, hspace=0.08)
     column = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
     for axes, (ylabel, lines) in zip(column, panels.items(), strict=True):
         for name, (xs, ys) in lines.items():
