@@ -257,7 +257,7 @@ def wearing(glove, keys=None, lines=None, **settings):
 
 
 def test_any_device_with_read_steers(clock):
-    env, made = wearing(Glove(REST, REST, MOVE, REST))
+    env, made = wearing(Glove(REST, REST, REST, MOVE, REST))
     made.reset()
     assert "intervene_action" not in made.step(POLICY)[4]
     assert np.allclose(made.step(POLICY)[4]["intervene_action"], 0.1) and np.allclose(env.told[-1], 0.1)
@@ -265,7 +265,7 @@ def test_any_device_with_read_steers(clock):
 
 
 def test_it_does_not_steer_in_an_evaluation(clock):
-    env, made = wearing(Glove(REST, MOVE), steer=False)
+    env, made = wearing(Glove(REST, REST, MOVE), steer=False)
     made.reset()
     made.step(POLICY)
     assert "intervene_action" not in made.step(POLICY)[4] and np.array_equal(env.told[-1], POLICY)
@@ -280,7 +280,7 @@ def test_in_a_recording_he_leads_from_the_reset_on(clock):
 
 @pytest.mark.parametrize("said, key", [("success", ""), ("failure", ""), ("", "y"), ("", "N")])
 def test_buttons_and_keys_judge(said, key, clock):
-    _, made = wearing(Glove(REST, REST | {said: True} if said else REST, REST), Keys("", key))
+    _, made = wearing(Glove(REST, REST, REST | {said: True} if said else REST, REST), Keys("", "", key))
     made.reset()
     _, reward, terminated, truncated, info = made.step(POLICY)
     success = said == "success" or key == "y"
@@ -288,7 +288,7 @@ def test_buttons_and_keys_judge(said, key, clock):
 
 
 def test_an_episode_is_thrown_away_with_one_key(clock):
-    _, made = wearing(Glove(REST), Keys("", "x"))
+    _, made = wearing(Glove(REST), Keys("", "", "x"))
     made.reset()
     _, _, _, truncated, info = made.step(POLICY)
     assert truncated and info["discard"]
@@ -306,7 +306,7 @@ def test_a_pause_between_two_episodes_holds_the_robot(readings, keys, clock):
 
 def test_a_pause_waits_and_ready_is_asked(clock):
     lines = []
-    env, made = wearing(Glove(REST), Keys("", "p", "", "w", "p"), lines)
+    env, made = wearing(Glove(REST), Keys("", "", "p", "", "w", "p"), lines)
     made.reset()
     made.step(POLICY)
     assert [line.partition(";")[0] for line in lines] == ["paused", "goes on"] and len(env.told) == 1
@@ -316,7 +316,7 @@ def test_a_pause_waits_and_ready_is_asked(clock):
 
 
 def test_labels_end_nothing(clock):
-    _, made = wearing(Glove(REST), Keys("", "", "y", "", "n"), judge="label")
+    _, made = wearing(Glove(REST), Keys("", "", "", "y", "", "n"), judge="label")
     made.reset()
     steps = [made.step(POLICY) for _ in range(4)]
     assert [step[4]["label"] for step in steps] == [0.0, 1.0, 1.0, 0.0]
@@ -344,7 +344,7 @@ def test_a_reading_of_another_form_is_refused(reading, message, clock):
 
 def test_a_device_of_ones_own_may_be_gone_too(clock):
     lines = []
-    _, made = wearing(Glove(REST, DeviceGone("the leader arm is off"), MOVE), lines=lines)
+    _, made = wearing(Glove(REST, REST, DeviceGone("the leader arm is off"), MOVE), lines=lines)
     made.reset()
     assert "intervene_action" in made.step(POLICY)[4] and "the leader arm is off; nothing is commanded" in lines[0]
 
@@ -352,7 +352,7 @@ def test_a_device_of_ones_own_may_be_gone_too(clock):
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), EOFError("closed"), ConnectionResetError()])
 def test_any_device_that_is_pulled_out_stops_the_robot_until_it_is_back(error, clock):
     lines = []
-    env, made = wearing(Glove(REST, MOVE, error, error, error, MOVE, REST), lines=lines)
+    env, made = wearing(Glove(REST, REST, MOVE, error, error, error, MOVE, REST), lines=lines)
     made.reset()
     made.step(POLICY)
     before = clock[0]
@@ -365,7 +365,7 @@ def test_any_device_that_is_pulled_out_stops_the_robot_until_it_is_back(error, c
 
 
 def test_what_the_device_does_wrong_is_no_device_that_is_gone(clock):
-    _, made = wearing(Glove(REST, KeyError("joint")))
+    _, made = wearing(Glove(REST, REST, KeyError("joint")))
     made.reset()
     with pytest.raises(KeyError):
         made.step(POLICY)
@@ -373,8 +373,8 @@ def test_what_the_device_does_wrong_is_no_device_that_is_gone(clock):
 
 def test_a_key_goes_on_without_the_device_until_it_is_back(clock):
     lines = []
-    glove = Glove(REST, OSError("off"), OSError("off"), OSError("off"), MOVE)
-    env, made = wearing(glove, Keys("", "", "", " "), lines)
+    glove = Glove(REST, REST, OSError("off"), OSError("off"), OSError("off"), MOVE)
+    env, made = wearing(glove, Keys("", "", "", "", " "), lines)
     made.reset()
     before = clock[0]
     assert "intervene_action" not in made.step(POLICY)[4] and "space goes on without it" in lines[0]
@@ -391,7 +391,7 @@ def test_a_key_goes_on_without_the_device_until_it_is_back(clock):
 def test_in_a_recording_keys_end_the_episode_of_a_device_that_is_gone(clock):
     """Nobody else could go on with it."""
     lines = []
-    env, made = wearing(Glove(REST, OSError("off")), Keys("", "", " ", "", "x"), lines)
+    env, made = wearing(Glove(REST, REST, OSError("off")), Keys("", "", "", " ", "", "x"), lines)
     made = made.steered(leads=True)
     made.reset()
     _, _, _, truncated, info = made.step(np.zeros(7))
@@ -401,7 +401,7 @@ def test_in_a_recording_keys_end_the_episode_of_a_device_that_is_gone(clock):
 
 def test_a_wait_for_a_device_ends_with_the_first_interrupt(monkeypatch):
     """Even where interrupts wait for the end of a step."""
-    _, made = wearing(Glove(REST, OSError("off")))
+    _, made = wearing(Glove(REST, REST, OSError("off")))
     made.reset()
     monkeypatch.setattr(device_module, "RETRY_SECONDS", 0.01)
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))

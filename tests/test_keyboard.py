@@ -82,7 +82,7 @@ def test_two_arms_and_fixed_grippers():
 
 def test_a_pause_between_two_episodes_holds_the_robot():
     """What was typed as an episode ended is forgotten, but somebody may have paused to step up to the robot."""
-    env = human("yp", "w", "p", "")
+    env = human("yp", "w", "p", "", "")
     env.env.reset = lambda **options: env.lines.append("the robot drives") or (np.zeros(1), {})
     env.reset()
     assert env.lines == ["paused; p goes on", "goes on", "the robot drives"] and env.device.keys == [""]
@@ -90,6 +90,17 @@ def test_a_pause_between_two_episodes_holds_the_robot():
     env = human("p", "")
     env.steered(leads=True).reset()  # in a recording it has waited already
     assert env.lines == ["go: you steer"]
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_what_is_pressed_while_the_robot_drives_home_is_not_meant_for_the_next_episode(leads):
+    env = human("", "tyx", "w").steered(leads=leads)
+    env.reset()
+    _, reward, terminated, truncated, info = env.step(env.policy)
+    assert (reward, terminated, truncated) == (0.0, False, False) and "human_verdict" not in info
+    env = human("", "yp", "w", "p").steered(leads=leads)  # but for a pause
+    env.reset()
+    assert env.lines == ["paused; p goes on", "goes on", "go: you steer"][: 2 + leads] and not env.device.keys
 
 
 def test_who_records_is_told_when_the_robot_is_there():
@@ -151,7 +162,7 @@ def test_who_judges_while_in_control_stands_still():
         env.step(env.policy)
         info = env.step(env.policy)[4]
         assert not env.env.actions[-1].any() and not info["intervene_action"].any()
-    env = human("", "y").steered(leads=True)  # who records has his own standstill, and is counted by what he moved
+    env = human("", "", "y").steered(leads=True)  # who records has his own standstill, and is counted by what he moved
     env.reset()
     assert "intervene_action" not in env.step(env.policy)[4]
 

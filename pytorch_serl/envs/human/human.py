@@ -68,6 +68,8 @@ class Human(gym.Wrapper):
         if self._forget() and not self.leads:  # who records is asked anyway, between two episodes
             self._pause()
         result = self.env.reset(**options)
+        if self._forget():  # what was pressed while the robot drove home was not meant for this episode either
+            self._pause()
         if self.leads:  # a robot takes its time to drive home, and nobody else says that it is there
             self.say("go: you steer")
         return result
