@@ -315,6 +315,12 @@ def test_a_pause_waits_and_ready_is_asked(clock):
     assert "ready?" in lines[-1] and not made.keys.keys
 
 
+def test_a_pause_forgets_the_command_given_before_it(clock):
+    env, made = wearing(Glove(REST, REST, MOVE | {"pause": True}, REST | {"pause": True}, REST))
+    made.reset()
+    assert "intervene_action" not in made.step(POLICY)[4] and np.array_equal(env.told[-1], POLICY)
+
+
 def test_labels_end_nothing(clock):
     _, made = wearing(Glove(REST), Keys("", "", "", "y", "", "n"), judge="label")
     made.reset()

@@ -63,6 +63,14 @@ def test_a_pause_between_two_episodes_holds_the_robot():
     assert env.lines == ["paused; start goes on", "goes on"]
 
 
+def test_a_pause_forgets_the_command_given_before_it():
+    full, hold = {"lefty": -1.0}, "rightshoulder"
+    env = human((full, hold), (full, f"{hold} start"), ({}, ""), ({}, "start"), ({}, ""))
+    env.step(env.policy)
+    assert "intervene_action" not in env.step(env.policy)[4]  # he has let go meanwhile
+    assert np.array_equal(env.env.actions[-1], env.policy) and env.lines[-1] == "in control: the policy"
+
+
 def test_two_arms():
     hold = "rightshoulder"
     looks = [({"lefty": -1.0}, hold), ({"lefty": -1.0}, f"{hold} leftshoulder")]
@@ -154,7 +162,7 @@ def test_a_key_that_judges_while_the_pad_is_gone_moves_nothing(monkeypatch):
 def test_keys_work_beside_a_pad(monkeypatch):
     monkeypatch.setattr(device, "RETRY_SECONDS", 0.01)
     still = ({}, "")
-    env = human(still, still, still, OSError("off"), keys=Typed("p", "", "p", "", "p", " ", "Y"))
+    env = human(still, still, still, still, OSError("off"), keys=Typed("p", "", "p", "", "", "p", " ", "Y"))
     env.step(env.policy)
     assert env.lines == ["paused; start goes on", "goes on"]
     env.step(env.policy)  # gone, it waits anyway: p says nothing then

@@ -116,6 +116,13 @@ def test_pause_waits():
     assert env.lines == ["paused; p goes on", "goes on"] and len(env.device.keys) == 1
 
 
+def test_a_pause_forgets_the_command_given_before_it():
+    env = human("tw", "wpw", "x", "p", "s")
+    env.step(env.policy)
+    assert env.step(env.policy)[4]["intervene_action"].tolist() == [-SPEED, 0, 0, 0, 0, 0, 0]
+    assert len(env.env.actions) == 2 and not env.device.keys
+
+
 def test_an_episode_begins_with_the_policy_and_without_old_keys():
     env = human("t", "w", "y", "")
     env.step(env.policy)

@@ -103,12 +103,14 @@ class DeviceHuman(PolledHuman):
 
     def _look(self):
         said, action, in_control = self._read()
+        self._hear(said)
         if "pause" in said:
             self._pause()
+            said, action, in_control = self._read()  # what he commands now, not what he did before the pause
+            self._hear(said)
         holds = self.leads or (self.steer and in_control)
         if holds != self.in_control:
             self._take_over(holds)
-        self._hear(said)
         return action if self.in_control and action.any() else None
 
     def _hear(self, said):

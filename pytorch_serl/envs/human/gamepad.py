@@ -96,10 +96,11 @@ class GamepadHuman(PolledHuman):
             self._take_over(holds)
         if OTHER_ARM in pressed and self.arms > 1:
             self._change_arm()
-        if PAUSE in pressed:
-            self._pause()
         self._judge(pressed)
         self.discard = self.discard or DISCARD in pressed
+        if PAUSE in pressed:
+            self._pause()
+            return self._look()  # what he commands now, not what he did before the pause
         if not self.in_control:
             return None
         action = np.zeros((self.arms, self.block), np.float32)

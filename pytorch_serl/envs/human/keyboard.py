@@ -117,6 +117,7 @@ class KeyboardHuman(Human):
                 self._change_arm()
             elif key == PAUSE:
                 self._pause()
+                return None  # what was typed before the pause moves nothing after it
             elif key in (SUCCESS, FAILURE):
                 self.verdict = key == SUCCESS
             elif key == DISCARD:
