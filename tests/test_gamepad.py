@@ -89,6 +89,22 @@ def test_a_button_ends_the_episode(button, success):
     assert "human_verdict" not in env.step(env.policy)[4]  # it is still down, which is not another verdict
 
 
+@pytest.mark.parametrize(
+    "buttons, keys, labels",
+    [
+        (["", "y", "y", ""], ["", "", "", ""], [0, 1, 1, 0]),  # the button is held
+        (["", "", "", ""], ["y", "", "n", ""], [1, 1, 0, 0]),  # a key holds until the other
+        (["", "", "x", ""], ["y", "", "", "y"], [1, 1, 0, 1]),
+        (["", "y", "", ""], ["y", "", "", ""], [1, 1, 0, 0]),
+    ],
+)
+def test_a_scene_is_labelled_by_a_button_that_is_held_or_by_keys(buttons, keys, labels):
+    looks = [({"lefty": -1.0}, button) for button in ("", "", *buttons)]
+    env = human(*looks, keys=Typed("y", "y", *keys), judge="label").steered(leads=True)
+    env.reset()  # what was typed before says nothing
+    assert [env.step(0 * env.policy)[4]["label"] for _ in labels] == labels
+
+
 def test_asks_and_pauses():
     env = human(({}, "start"), ({}, ""), ({}, "start"), ({}, ""), ({}, "x"), ends=[(1.0, True, True)], judge="confirm")
     assert env.step(env.policy)[1:4] == (0.0, False, True)

@@ -88,6 +88,7 @@ class GamepadHuman(PolledHuman):
 
     yes_or_no, go_on = "Y or X", "start"
     held: set[str] = frozenset()  # buttons that were down at the last look
+    typed_success = False  # what a key said last of a scene: it cannot be held, as the button is
 
     def _look(self):
         sticks, pressed = self._read()
@@ -121,7 +122,10 @@ class GamepadHuman(PolledHuman):
         reading, said = self._reading()
         sticks, down = reading or ({}, frozenset())
         pressed, self.held = down - self.held, down
-        return sticks, pressed | {KEYS[name] for name in said}
+        typed = {KEYS[name] for name in said}
+        if (pressed | typed) & {SUCCESS, FAILURE}:
+            self.typed_success = SUCCESS in typed
+        return sticks, pressed | typed
 
     def _judge(self, pressed):
         if pressed & {SUCCESS, FAILURE}:
@@ -134,7 +138,7 @@ class GamepadHuman(PolledHuman):
         self._wait_for({PAUSE, GO})
 
     def _label(self):
-        return SUCCESS in self.held
+        return self.typed_success or SUCCESS in self.held
 
     def _wait_for(self, wanted):
         while True:
@@ -149,4 +153,5 @@ class GamepadHuman(PolledHuman):
         self.say("goes on")
 
     def _forget(self):
-        return PAUSE in self._read()[1]
+        pressed, self.typed_success = self._read()[1], False
+        return PAUSE in pressed
