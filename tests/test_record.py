@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +109,43 @@ def test_failures_are_kept_apart(tmp_path, monkeypatch):
     assert bad and not any(t["rewards"] for t in bad)
     both = read_demos([path, tmp_path / "failed_demos.pkl"], "image", FIXED)
     assert len(both.transitions) == len(good.transitions) + len(bad)
+
+
+class Resting(gym.Wrapper):
+    """Its first recorded episode ends at once, before anything has moved, and is called a success or not."""
+
+    def __init__(self, env, solved):
+        super().__init__(env)
+        self.solved = solved
+
+    def reset(self, *, seed=None, options=None):
+        self.rests = seed == recording.RECORD_SEED
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action * (not self.rests))
+        if not self.rests:
+            return obs, reward, terminated, truncated, info
+        info |= {"succeed": self.solved, "intervene_action": 0 * action}
+        return obs, float(self.solved), self.solved, not self.solved, info
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_an_episode_in_which_nothing_moved_is_thrown_away_and_an_old_one_healed(solved, tmp_path, monkeypatch, capsys):
+    make = record_demos.build.make_env
+    monkeypatch.setattr(record_demos.build, "make_env", lambda *args: Robot(Resting(make(*args).env, solved)))
+    options = {"num_demos": 1, "num_classifier_episodes": 0, "keep_failures": True} | SMALL
+    with monkeypatch.context() as before, suppress(SystemExit):  # as it was recorded once
+        before.setattr(recording, "_moves", lambda step: True)
+        record(FIXED, tmp_path, **options)
+    with pytest.raises(ValueError, match="0 in every entry"):
+        read_demos(tmp_path / (recording.DEMOS if solved else recording.FAILED), "image", FIXED)
+    assert read_demos(record(FIXED, tmp_path, resume=True, **options), "image", FIXED).transitions
+    assert not (tmp_path / recording.FAILED).exists()
+    capsys.readouterr()
+    fresh = record(FIXED, tmp_path / "fresh", **options)
+    assert capsys.readouterr().out.count("nothing was moved in this episode: thrown away") == 1
+    assert read_demos(fresh, "image", FIXED).transitions and len(list((tmp_path / "fresh/episodes").iterdir())) == 1
 
 
 def test_a_rate_that_is_kept_is_no_slow_environment():

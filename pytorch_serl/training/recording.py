@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pytorch_serl.data.actions import gripper_columns, num_arms, num_grippers
 from pytorch_serl.data.checks import DataError, Place
@@ -54,13 +55,14 @@ def record_episode(
         env: with the human beside it, if one steers; `info["intervene_action"]` is what he executed, and
             `info["discard"]` that the episode is to be thrown away.
         act: the action of who steers; where a human does, one that stands still.
-    Returns: "success", "failure" or "discarded"; of the last, no file is left; and in how many steps a human acted.
+    Returns: "success", "failure" or "discarded"; of the last, no file is left; and in how many steps a human acted. An
+    episode in which nothing was moved is discarded, too: no reader takes demos with one.
     Raises ContractError for what the contract with the environment excludes; that step is not recorded.
     """
     obs, _ = env.reset(seed=seed)
     limits.observation(Moment(f"recorded episode {number}"), "observation", obs)
     writer.start(number, obs)
-    over, steps, steered = False, 0, 0
+    over, steps, steered, moved = False, 0, 0, False
     while not over:
         action = act()
         result = env.step(action)
@@ -70,10 +72,18 @@ def record_episode(
         success = bool(info.get("succeed"))  # absent where nobody but a human judges, and he said nothing
         writer.add(step | ({"succeed": float(success)} if over else {}), obs)
         steps, steered = steps + 1, steered + ("intervene_action" in info)
-    if info.get("discard"):
+        moved = moved or _moves(step)
+    if not (moved or info.get("discard")):
+        tqdm.write("nothing was moved in this episode: thrown away")
+    if info.get("discard") or not moved:
         writer.path.unlink()
         return "discarded", steered
     return "success" if success else "failure", steered
+
+
+def _moves(step: dict[str, Any]) -> bool:
+    """Whether a step's action commands anything."""
+    return bool(np.any(step["actions"]))
 
 
 def recorded_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -84,7 +94,8 @@ def recorded_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def finished_episodes(folder: Path, limits: Limits) -> dict[int, bool]:
-    """Number -> success of the recorded episodes; removes what was left of a killed one.
+    """Number -> success of the recorded episodes; removes what was left of a killed one, and one that nobody may read
+    since nothing was moved in it.
 
     Raises ValueError, and removes nothing, for episodes of another environment.
     """
@@ -92,7 +103,7 @@ def finished_episodes(folder: Path, limits: Limits) -> dict[int, bool]:
     for number, path in episode_files(folder).items():
         transitions = read_episode(path)
         success = transitions[-1].get("succeed") if transitions else None  # only the step that ended it has a verdict
-        if success is None:
+        if success is None or not any(map(_moves, transitions)):
             unfinished.append(path)
             continue
         try:
@@ -111,6 +122,8 @@ def write_demos(folder: Path, episodes: dict[int, bool], keep_failures: bool) ->
         numbers = [number for number, success in episodes.items() if success == wanted]
         if name == DEMOS or (keep_failures and numbers):
             write_pickle(folder / name, [t for number in numbers for t in stored_transitions(folder, number)])
+        elif keep_failures:  # what is there was made of episodes that are gone
+            (folder / name).unlink(missing_ok=True)
 
 
 def stored_transitions(folder: Path, number: int) -> list[dict]:
