@@ -157,7 +157,8 @@ def record_demos(env, args, keys, limits, folder):
     found = recording.finished_episodes(folder, limits)
     kept = {number: success for number, success in found.items() if success or args.keep_failures}
     writer = EpisodeWriter(folder, keys)
-    number, failures = max(found, default=-1) + 1, 0
+    number, failures = max(found, default=-1) + 1, 0  # in a row
+    failed = sum(not success for success in found.values())
     with tqdm(total=args.num_demos, initial=sum(kept.values()), unit="demo", desc="recording") as bar:
         while sum(kept.values()) < args.num_demos:
             if has_device(args.human):
@@ -170,12 +171,13 @@ def record_demos(env, args, keys, limits, folder):
                     "device with --human (docs/devices.md)"
                 )
             failures = 0 if outcome == "success" else failures + 1
+            failed += outcome == "failure"
             if outcome == "success" or (outcome == "failure" and args.keep_failures):
                 kept[number] = outcome == "success"
             elif outcome == "failure":
                 writer.path.unlink()
             bar.update(outcome == "success")
-            bar.set_postfix(last=outcome, failed=sum(not success for success in kept.values()))
+            bar.set_postfix(last=outcome, failed=failed)
             number += 1
             if args.human == "scripted" and failures == MAX_FAILURES:
                 raise ValueError(f"the expert failed {failures} times in a row with --noise {args.noise:g}; try less")

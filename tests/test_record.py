@@ -1,6 +1,7 @@
 """record_demos.py: what it writes, killed and resumed recordings, refusals, foreign environments."""
 
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -98,6 +99,13 @@ class Failing(gym.Wrapper):
 
     def step(self, action):
         return self.env.step(action if self.episodes % 2 else np.zeros_like(action))
+
+
+def test_failures_are_counted_although_they_are_not_kept(tmp_path, monkeypatch, capsys):
+    make = record_demos.build.make_env
+    monkeypatch.setattr(record_demos.build, "make_env", lambda *args: Robot(Failing(make(*args).env)))
+    record(FIXED, tmp_path, num_demos=2, num_classifier_episodes=0, **SMALL)
+    assert re.search(r"failed=[1-9]", capsys.readouterr().err) and len(episode_files(tmp_path)) == 2
 
 
 def test_failures_are_kept_apart(tmp_path, monkeypatch):
