@@ -9,6 +9,7 @@ source requirements/setup_venv.sh
 setup_venv requirements.txt
 PYTHON="$VENV/bin/python"
 DATA="${DATA:-./data}" OUT="${OUT:-./runs/quickstart}"
-[ -e "$DATA/demos.pkl" ] || "$PYTHON" record_demos.py --output_dir "$DATA"
+# a recording that was interrupted goes on: without --resume it would be refused
+[ -e "$DATA/demos.pkl" ] || "$PYTHON" record_demos.py --output_dir "$DATA" $([ ! -e "$DATA/episodes" ] || echo --resume)
 "$PYTHON" train_hybrid.py --demo_paths "$DATA/demos.pkl" --image_keys image wrist \
     --setup_mode single-arm-learned-gripper --save_dir "$OUT" --max_steps 8000 --batch_size 64 --cta_ratio 1 "$@"

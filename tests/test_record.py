@@ -1,5 +1,6 @@
 """record_demos.py: what it writes, killed and resumed recordings, refusals, foreign environments."""
 
+import os
 import pickle
 import re
 import shlex
@@ -394,6 +395,20 @@ def test_resume_wants_the_episodes_of_the_demos_and_the_same_environment(tmp_pat
         path.unlink()
     refused(record_demos, capsys, "demos.pkl is there without", command(options | more | {"setup_mode": FIXED}))
     assert demos.read_bytes() == content
+
+
+@pytest.mark.parametrize("folder, resumes", [(".", False), ("episodes", True)])
+def test_the_quick_start_goes_on_with_a_recording_that_was_interrupted(folder, resumes, tmp_path):
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')  # says what would run
+    python.chmod(0o755)
+    (tmp_path / "venv/requirements.txt").write_bytes((ROOT / "requirements.txt").read_bytes())
+    (tmp_path / "data" / folder).mkdir(parents=True)
+    settings = os.environ | {"VENV": str(tmp_path / "venv"), "DATA": str(tmp_path / "data")}
+    done = subprocess.run([ROOT / "quickstart.sh"], env=settings, capture_output=True, text=True, check=True)
+    record = f"record_demos.py --output_dir {tmp_path / 'data'}{' --resume' * resumes}"
+    assert done.stdout.splitlines()[0] == record
 
 
 def test_resume_without_keep_failures_leaves_failures_on_disk(tmp_path, monkeypatch):
