@@ -239,11 +239,14 @@ def test_interventions_go_to_both_buffers_with_the_human_action(demos, tmp_path)
     }
 
 
-def test_corrections_that_are_all_the_same_are_noticed(demos, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("entry, idle", [(0.0, 1.0), (0.5, 0.0)])  # 0.5: one key, pressed again and again
+def test_corrections_that_are_all_0_are_noticed(entry, idle, demos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tiny_env, "HUMAN_STEPS", range(1, LENGTH))
+    monkeypatch.setattr(tiny_env.TinyEnv, "human_action", np.full(6, entry, np.float32))
     train_hybrid.main(words(demos, tmp_path, env="TinyHuman-v0", max_steps=5 * LENGTH, stop_at=1, eval_every=100))
-    assert capsys.readouterr().out.count("the human's actions of a whole episode are all the same") == 1
-    assert metrics(tmp_path, "alarm_corrections") == {5 * LENGTH: 1.0}
+    assert capsys.readouterr().out.count("the human's actions of a whole episode are 0 in every entry") == idle
+    assert metrics(tmp_path, "alarm_corrections") == ({5 * LENGTH: 1.0} if idle else {})
+    assert metrics(tmp_path, "idle_corrections") == {5 * LENGTH: idle}
 
 
 def test_the_policys_gripper_commands_are_counted(demos, tmp_path):

@@ -22,7 +22,7 @@ CALLED_SCENES = 10_000_000  # of frames that a classifier called success: no rec
 RECENT = 20  # training episodes in the success rates on the progress bar
 UNKNOWN = -1.0  # whether the classifier was right, where nobody else judged
 HELPED = 10  # of them with help, so many say whether help leads to success
-IDLE_CORRECTIONS = 5  # so many equal actions of a human in one episode are no accident
+IDLE_CORRECTIONS = 5  # a human gives so many actions of 0 in one episode only if his device reports nothing
 
 
 class Actor:
@@ -65,7 +65,7 @@ class Actor:
         self.robot.control_hz = control_hz or self.robot.control_hz
         self.episode, self.pace = 0, Pace(self.robot.control_hz)
         # the last training episodes' (solved, helped steps, steps, least closings and openings of a gripper, whether
-        # all corrections were the same action, whether the classifier's success was right)
+        # all corrections were 0, whether the classifier's success was right)
         self.recent: list[list[float]] = []
 
     def start_episode(self) -> None:
@@ -126,7 +126,7 @@ class Actor:
         return Moment(f"episode {self.episode - 1}", len(self.transitions))
 
     def _summary(self) -> list[float]:
-        idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.ptp(self.corrections, axis=0).any()
+        idle = len(self.corrections) >= IDLE_CORRECTIONS and not np.any(self.corrections)
         commands = self.commands.T.tolist()  # closings and openings of each gripper
         figures = [float(self.solved), self.helped, len(self.transitions), *commands[0], float(idle)]
         return [*figures, self.classifier_right, *commands[-1]]
@@ -159,7 +159,7 @@ class Actor:
 
 def recent_figures(recent: list[list[float]]) -> dict[str, float]:
     """Over the last training episodes, as `Actor.recent` has them: success with and without help, the helped shares of
-    steps and episodes, whether all corrections of one of them were the same action; once HELPED were helped, the share
+    steps and episodes, whether all corrections of one of them were 0; once HELPED were helped, the share
     of these that succeeded; once there are RECENT episodes, the policy's own gripper commands (of two grippers the
     least); and the share of the classifier's successes that environment or human denied."""
     if not recent:

@@ -17,6 +17,7 @@ ENTROPY_DISTANCE = 1.0  # nats per continuous dimension of the action
 SATURATED = 0.5  # share of sampled action entries beyond +-0.99
 FALSE_SUCCESSES = 0.1  # share of the classifier's successes that environment or human may deny
 HELPED_SUCCESS = 0.5  # share of the helped episodes that should succeed
+SAMPLED = "sampled"
 SETTLED = 2000  # steps (or updates) after which the entropy should have come near its target
 
 
@@ -44,18 +45,21 @@ class Alarms:
         wrong = self._wrong(step, figures)
         for name in wrong.keys() - self.raised:
             tqdm.write(f"ALARM at step {step:,}: {wrong[name]}")
-        self.raised = set(wrong)
+        self.raised = wrong.keys() | (self.raised & {SAMPLED})  # that one is judged at evaluations
         return {f"alarm_{name}": 1.0 for name in wrong}
 
     def check_sampled(self, step: int, mode: Evaluation, sampled: Evaluation) -> dict[str, float]:
         """As `check`, of one policy's evaluations: the alarm says that its samples, which act, are surely worse."""
         if mode.interval[0] <= sampled.interval[1]:
+            self.raised.discard(SAMPLED)
             return {}
-        tqdm.write(
-            f"ALARM at step {step:,}: the policy's mode solves {mode.success_rate:.0%}, its samples, which act in "
-            f"training, {sampled.success_rate:.0%}: that is more exploration than the task bears (--clone_std)"
-        )
-        return {"alarm_sampled": 1.0}
+        if SAMPLED not in self.raised:
+            tqdm.write(
+                f"ALARM at step {step:,}: the policy's mode solves {mode.success_rate:.0%}, its samples, which act in "
+                f"training, {sampled.success_rate:.0%}: that is more exploration than the task bears (--clone_std)"
+            )
+        self.raised.add(SAMPLED)
+        return {f"alarm_{SAMPLED}": 1.0}
 
     def _wrong(self, step: int, figures: dict[str, float]) -> dict[str, str]:
         wrong, low, high = {}, *TEMPERATURES
@@ -78,7 +82,7 @@ class Alarms:
                 wrong[name] = f"in the last episodes the policy never {name} a gripper, as the demos do"
         if figures.get("idle_corrections", 0) > 0:
             wrong["corrections"] = (
-                "the human's actions of a whole episode are all the same (zero, perhaps): does the device report them?"
+                "the human's actions of a whole episode are 0 in every entry: does the device report them?"
             )
         if figures.get("helped_success", 1.0) < HELPED_SUCCESS:
             wrong["help"] = (
