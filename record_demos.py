@@ -330,7 +330,8 @@ def main(argv=None):
             if args.overwrite:
                 clear_folder(folder, args)
             try:
-                record(viewed(env, view), args, cameras, folder)
+                steers = "scripted expert" if args.human == "scripted" else "human"
+                record(viewed(env, view, steers), args, cameras, folder)
             except BaseException:
                 if any(recording.recorded_files(folder)):
                     print(f"what was recorded is in {folder}; the same command goes on with --resume", file=sys.stderr)

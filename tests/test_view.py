@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import time
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pytorch_serl.training import build
+from pytorch_serl.training.rewards import ContractError
 from pytorch_serl.training.view import View, Viewed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -101,6 +103,20 @@ def test_a_port_that_is_taken_is_named(view):
         View(70000)
 
 
+@pytest.mark.parametrize("host", ["robot.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_named(host):
+    with pytest.raises(ValueError, match=rf"--view_host {host}: .*0\.0\.0\.0"):
+        View(0, host)
+
+
+def test_a_browser_that_breaks_off_says_nothing_in_the_terminal(view, capfd):
+    gone = socket.create_connection(("127.0.0.1", view.port))
+    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
+    gone.close()
+    time.sleep(0.2)
+    assert get(view, "/status")[0] == 200 and not capfd.readouterr().err
+
+
 class Hiding(gym.Wrapper):
     """Shows a frame that no policy sees; in every second step a human acts."""
 
@@ -122,6 +138,37 @@ def test_an_environment_is_shown(view):
     env.step(np.zeros(6, np.float32))
     assert view.status["in control:"] == "policy" and view.status["step"] == "2" and view.status["successes"] == "0"
     env.close()
+
+
+def test_who_steers_a_recording_is_said(view):
+    env = Viewed(build.make_env("built-in", "single-arm-fixed-gripper"), view, "scripted expert")
+    env.reset(seed=0)
+    env.step(np.zeros(6, np.float32))
+    assert view.status["in control:"] == "scripted expert"
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (None, None),
+        ([frame(1)], "is list; wanted a dict"),
+        ({1: frame(1)}, r"a dict of \['1'\]"),
+        ({"depth": np.zeros((8, 8, 3), np.float32)}, r"\['depth'\] is float32 \(8, 8, 3\); wanted uint8"),
+        ({"depth": np.zeros((8, 8, 1), np.uint8)}, r"uint8 \(8, 8, 1\)"),
+        ({"depth": None}, "is NoneType; wanted uint8"),
+        ({"depth": [[1], [1, 2]]}, "is list; wanted uint8"),
+    ],
+)
+def test_further_frames_of_another_form_are_refused(more, message, view):
+    env = Viewed(build.make_env("built-in", "single-arm-fixed-gripper"), view)
+    reset = env.env.reset
+    env.env.reset = lambda **options: (reset(**options)[0], {"view": more})
+    if message is None:
+        env.reset(seed=0)
+        assert set(view.frames) == {"image", "wrist"}
+    else:
+        with pytest.raises(ContractError, match=message):
+            env.reset(seed=0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")

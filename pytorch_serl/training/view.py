@@ -5,9 +5,12 @@ and camera, which skips what it is too slow for. Without a browser nothing is co
 """
 
 import argparse
+import errno
 import html
 import io
 import json
+import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 
 from pytorch_serl.training.evaluate import pictures
+from pytorch_serl.training.rewards import ContractError
 
 HOST = "127.0.0.1"
 PATIENCE = 5.0  # s after which a browser that takes nothing is given up
@@ -57,7 +61,7 @@ class View:
     Args:
         port: on this machine; 0 takes a free one, which `port` says then.
         host: "0.0.0.0" lets other machines look, too: nobody is asked who he is.
-    Raises ValueError where the port cannot be had.
+    Raises ValueError where port or host cannot be had.
     """
 
     def __init__(self, port: int, host: str = HOST):
@@ -65,9 +69,14 @@ class View:
         self.status: dict[str, str] = {}
         self.number, self.closed, self.news = 0, False, threading.Condition()
         try:
-            self.server = ThreadingHTTPServer((host, port), type("Handler", (_Handler,), {"view": self}))
+            self.server = _Server((host, port), type("Handler", (_Handler,), {"view": self}))
         except (OSError, OverflowError) as error:
-            raise ValueError(f"--view {port}: {getattr(error, 'strerror', None) or error}; name another port") from None
+            said = getattr(error, "strerror", None) or error
+            if isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise ValueError(
+                    f"--view_host {host}: {said}; wanted an address of this machine: {HOST}, or 0.0.0.0 for all of them"
+                ) from None
+            raise ValueError(f"--view {port}: {said}; name another port") from None
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -101,11 +110,19 @@ def add_view_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--view_host", default=HOST, help="0.0.0.0: other machines may look, too, and nobody is asked")
 
 
-def viewed(env: gym.Env, view: View | None) -> gym.Env:
-    """The environment, shown on `view` if there is one; of several only the first."""
+def viewed(env: gym.Env, view: View | None, steers: str = "policy") -> gym.Env:
+    """The environment, shown on `view` if there is one; of several only the first. `steers`: see `Viewed`."""
     if view is None:
         return env
-    return [Viewed(env[0], view), *env[1:]] if isinstance(env, list) else Viewed(env, view)
+    return [Viewed(env[0], view, steers), *env[1:]] if isinstance(env, list) else Viewed(env, view, steers)
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of a browser that is gone before it has asked for anything."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -180,11 +197,15 @@ def jpeg(frame: np.ndarray) -> bytes:
 
 class Viewed(gym.Wrapper):
     """Shows on a `View` what every reset and step gives; cameras that the policy does not use and `info["view"]`
-    (more frames by name, which nobody learns from) included."""
+    (more frames by name, which nobody learns from) included.
 
-    def __init__(self, env: gym.Env, view: View):
+    steers: who acts where no human takes over.
+    step, reset: raise ContractError for an `info["view"]` of another form.
+    """
+
+    def __init__(self, env: gym.Env, view: View, steers: str = "policy"):
         super().__init__(env)
-        self.view, self.episode, self.successes, self.step_number = view, 0, 0, 0
+        self.view, self.steers, self.episode, self.successes, self.step_number = view, steers, 0, 0, 0
         self.times: list[float] = []
 
     def reset(self, **options):
@@ -204,8 +225,8 @@ class Viewed(gym.Wrapper):
         return result
 
     def _show(self, obs, info):
-        frames = {key: obs[key] for key in pictures(obs)} | info.get("view", {})
-        steerer = "human" if "intervene_action" in info else "policy"
+        frames = {key: obs[key] for key in pictures(obs)} | _more_frames(info)
+        steerer = "human" if "intervene_action" in info else self.steers
         status = {
             "in control:": f"{steerer}{', evaluation' if self.evaluation else ''}",
             "episode": self.episode,
@@ -217,3 +238,25 @@ class Viewed(gym.Wrapper):
         if len(self.times) > 1:
             status["steps per second"] = f"{(len(self.times) - 1) / (self.times[-1] - self.times[0] + 1e-9):.1f}"
         self.view.show(frames, status)
+
+
+def _more_frames(info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The frames in `info["view"]` by name, none where it is None or missing. Raises ContractError for other things."""
+    more = {} if info.get("view") is None else info["view"]
+    if not isinstance(more, dict) or not all(isinstance(name, str) for name in more):
+        got = f"a dict of {sorted(map(repr, more))}" if isinstance(more, dict) else type(more).__name__
+        raise ContractError(f"info['view'] is {got}; wanted a dict of frames uint8 (H, W, 3) by name, or none")
+    for name, frame in more.items():
+        if not _is_picture(frame):
+            got = f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}".strip()
+            raise ContractError(
+                f"info['view'][{name!r}] is {got}; wanted uint8 (H, W, 3): scale a depth, and repeat its channel"
+            )
+    return more
+
+
+def _is_picture(frame: Any) -> bool:
+    try:
+        return bool(pictures({"": frame}))
+    except (ValueError, TypeError):  # lists of several lengths, a tensor of a GPU
+        return False
