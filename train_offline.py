@@ -46,7 +46,7 @@ from pytorch_serl.training.evaluate import (
     report_evaluation,
 )
 from pytorch_serl.training.rewards import ContractError
-from pytorch_serl.training.robot import close_robots, prepare
+from pytorch_serl.training.robot import close_robots, prepare, robots_in
 from pytorch_serl.training.run import (
     BEST,
     CURVE,
@@ -361,6 +361,8 @@ def run(args, at_the_end):
             at_the_end.callback(close_robots, env)
             choose_eval_episodes(args, env)
             build.check_env(env, demos, args.env)
+            for robot in robots_in(env):
+                robot.use(demos.image_keys)  # what else the environment shows may be anything
             longest = int(np.bincount(demos.episode_ids).max())
             prepare(env, args.env, longest, args.control_hz, verdict=True, starts=start_bounds(demos))
             env = build.side_by_side(env, args.env, args.setup_mode, settings)

@@ -22,6 +22,7 @@ from pytorch_serl.training import build
 from pytorch_serl.training import evaluate as training_evaluate
 from pytorch_serl.training.evaluate import EVAL_SEED, Evaluation, held_out_errors
 from pytorch_serl.utils.files import load_checkpoint
+from tests import tiny_env
 from tests.runs import (
     FIXED,
     LEARNED,
@@ -120,6 +121,25 @@ def test_with_an_environment(tmp_path):
     figures = json.loads((out / "evaluation.json").read_text())
     assert figures["deterministic"]["episodes"] == 1 and set(metrics(out, "eval_success")) == {2}
     assert json.loads((out / "settings.json").read_text())["val_fraction"] == 0
+
+
+class Debugging(tiny_env.TinyEnv):
+    """A camera that no policy uses gives other frames than its space says."""
+
+    def __init__(self):
+        super().__init__()
+        debug = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict({**self.observation_space.spaces, "debug": debug})
+
+    def _observe(self):
+        return super()._observe() | {"debug": np.zeros((2, 2), np.uint8)}
+
+
+def test_a_camera_that_the_policy_does_not_use_may_give_anything(demos, tmp_path):
+    gym.register("Debugging-v0", entry_point=Debugging, max_episode_steps=10, disable_env_checker=True)
+    once = {"env": "Debugging-v0", "max_steps": 1, "eval_episodes": 1, "final_episodes": 1, "views": 1}
+    train_offline.main([*words(demos, tmp_path, **once), "--no-sampled"])
+    assert set(metrics(tmp_path, "eval_success")) == {1}
 
 
 def fake_environment(monkeypatch, rates):
