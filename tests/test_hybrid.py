@@ -999,6 +999,8 @@ BAD = {
     "seed": ({"seed": 10**20}, "--seed is 100000000000000000000; wanted 0 to 2^63 - 1"),
     "env": ({"env": "NoSuchTask-v0"}, "--env NoSuchTask-v0"),
     "wide": ({"env": "TinyWide-v0"}, "wanted -1 to 1"),
+    "steps": ({"env": "TinySteps-v0"}, "wanted a gymnasium.spaces.Box of numbers (A,) from -1 to 1"),
+    "mode of env": ({"env": "TinyDual-v0"}, "the environment is dual-arm-fixed-gripper, --setup_mode single-arm-fixed"),
     "broken env": ({"env": "TinyBroken-v0"}, "--env TinyBroken-v0 cannot be made: TypeError"),
     "package": ({"env": "no_such_package:Task-v0"}, "--env no_such_package:Task-v0"),
     "other env": ({"env": "built-in"}, "--env built-in does not fit the demos: observation 'image' is (128, 128, 3)"),

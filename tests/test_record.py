@@ -222,7 +222,7 @@ BOX, CAMERA = gym.spaces.Box(-1, 1, (7,)), gym.spaces.Box(0, 255, (8, 8, 3), np.
         (gym.spaces.Dict({"image": gym.spaces.Box(0, 1, (8, 8, 3))}), BOX, "gives float32"),
         (gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)}), BOX, r"wanted uint8 \(H, W, 3\)"),
         (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Box(-2, 2, (7,)), "wanted -1 to 1"),
-        (gym.spaces.Dict({"image": CAMERA}), gym.spaces.Discrete(3), "one per arm"),
+        (gym.spaces.Dict({"image": CAMERA}), gym.spaces.MultiDiscrete([3] * 7), "wanted a gymnasium.spaces.Box"),
         (gym.spaces.Dict({"front.rgb": CAMERA}), BOX, "rename the camera"),
     ],
 )

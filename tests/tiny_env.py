@@ -52,6 +52,18 @@ class TinyEnv(gym.Env):
         return {"image": image, "state": self.np_random.normal(size=3).astype(np.float32)}
 
 
+class TinySteps(TinyEnv):
+    """Takes one of three commands for each entry of an action."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.MultiDiscrete([3] * 6)
+
+
+class TinyDual(TinyEnv):
+    setup_mode = "dual-arm-fixed-gripper"
+
+
 class TinyWatched(TinyEnv):
     """Keeps 100 Hz; the folder TINY_WATCHED gets what tells each finished training episode from any other."""
 
@@ -78,5 +90,7 @@ gym.register("TinyHuman-v0", TinyEnv, kwargs={"human": True})
 gym.register("TinySilent-v0", TinyEnv, kwargs={"report_success": False})
 gym.register("TinyGenerous-v0", TinyEnv, kwargs={"reward": 5.0})
 gym.register("TinyWide-v0", TinyEnv, kwargs={"high": 2.0})
+gym.register("TinySteps-v0", TinySteps)
+gym.register("TinyDual-v0", TinyDual)
 gym.register("TinyBroken-v0", TinyEnv, kwargs={"arms": 3})
 gym.register("TinyWatched-v0", TinyWatched, kwargs={"human": True})

@@ -451,7 +451,8 @@ def add_human(
 
 
 def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
-    """Raise ValueError where the environment's spaces do not fit the demos, or a camera does not give uint8."""
+    """Raise ValueError where the environment's spaces, or its `setup_mode` if it has one, do not fit the demos, or a
+    camera does not give uint8."""
     spaces = getattr(env.observation_space, "spaces", {})
     wanted = {**demos.image_shapes, **({"state": (demos.state_dim,)} if demos.state_dim else {})}
     wrong = [
@@ -461,6 +462,9 @@ def check_env(env: gym.Env, demos: Demos, env_id: str) -> None:
     ]
     if env.action_space.shape != (demos.action_dim,):
         wrong.append(f"actions are {env.action_space.shape}, in the demos ({demos.action_dim},)")
+    own = getattr(env.unwrapped, "setup_mode", demos.setup_mode)
+    if own != demos.setup_mode:
+        wrong.append(f"the environment is {own}, --setup_mode {demos.setup_mode}: give its own, and demos of it")
     wrong += breaches(env, demos.image_shapes)
     if wrong:
         raise ValueError(f"--env {env_id} does not fit the demos: " + "; ".join(wrong))

@@ -241,7 +241,9 @@ def breaches(env: gym.Env, cameras: Iterable[str]) -> list[str]:
         for key in cameras
         if key in spaces and (spaces[key].dtype != np.uint8 or spaces[key].shape[-1:] != (3,))
     ]
-    if isinstance(space, gym.spaces.Box) and not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
+    if not isinstance(space, gym.spaces.Box):
+        wrong.append(f"actions are {space}, wanted a gymnasium.spaces.Box of numbers (A,) from -1 to 1")
+    elif not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         wrong.append(f"actions lie in {space}, wanted -1 to 1 (gymnasium.wrappers.RescaleAction does that)")
     return wrong
 
