@@ -221,6 +221,26 @@ def test_wrong_setup_mode_names_the_one_that_fits(tmp_path, recorded, dim, gripp
     assert read_demos(path, "image", fits).action_dim == dim
 
 
+@pytest.mark.parametrize("unused, used", [(6, 13), (13, 6)])
+@pytest.mark.parametrize("asked", [FIXED, LEARNED, DUAL_FIXED])
+def test_two_arms_of_which_one_never_uses_its_gripper_are_still_two(asked, unused, used, tmp_path):
+    transitions = make_demos(action_dim=14, grippers=[6, 13])
+    for transition in transitions:
+        transition["actions"][unused] = 0
+    path = write(tmp_path / "one_grips.pkl", transitions)
+    with pytest.raises(DataError, match=rf"actions\[{used}\]: got gripper commands.*--setup_mode {DUAL_LEARNED}"):
+        read_demos(path, "image", asked)
+    assert read_demos(path, "image", DUAL_LEARNED).action_dim == 14
+
+
+@pytest.mark.parametrize("dim, asked, still", [(4, LEARNED, 1), (6, LEARNED, 2), (8, LEARNED, 3), (12, DUAL_FIXED, 5)])
+def test_a_direction_that_nobody_uses_is_no_gripper(dim, asked, still, tmp_path):
+    transitions = make_demos(action_dim=dim, grippers=[dim - 1] if asked == LEARNED else [])
+    for transition in transitions:
+        transition["actions"][still] = 0
+    assert read_demos(write(tmp_path / "d.pkl", transitions), "image", asked).action_dim == dim
+
+
 def test_a_hold_becomes_the_command_that_it_prolongs():
     given = [[0, 0], [-1, 0], [0, 1], [0, 0], [1, -1], [0, 0]]  # left and right
     told, before = [], None

@@ -14,6 +14,7 @@ SETUP_MODES = (
     "dual-arm-fixed-gripper",
     "dual-arm-learned-gripper",
 )
+ONE_ARM = 8  # entries that one arm has at most: seven joints and a gripper
 SNAP_DISTANCE = 0.11  # HIL-SERL's space mouse draws gripper commands from [-1, -0.9] and [0.9, 1]
 
 
@@ -133,30 +134,47 @@ def in_force(action: np.ndarray, before: np.ndarray | None, num_grippers: int) -
 
 
 def _check_no_hidden_gripper(path, actions, setup_mode):
-    """Raise where a column that the mode takes for continuous holds gripper commands."""
-    arms = num_arms(setup_mode)
-    if arms == 1 and _arms_have_grippers(actions, 2):
-        fitting, hidden = "dual-arm-learned-gripper", actions.shape[1] // 2 - 1
+    """Raise where a column that the mode takes for continuous holds gripper commands, or one arm's mode two arms."""
+    arms, size = num_arms(setup_mode), actions.shape[1]
+    if arms == 1 and _are_two_arms(actions):
+        fitting, columns = "dual-arm-learned-gripper", _last_columns(size, 2)
     elif not num_grippers(setup_mode) and _arms_have_grippers(actions, arms):
-        fitting, hidden = _other_gripper(setup_mode), _last_columns(actions.shape[1], arms)[0]
+        fitting, columns = _other_gripper(setup_mode), _last_columns(size, arms)
     else:
         return
+    hidden = next(column for column in columns if actions[:, column].any())
     index = int(np.flatnonzero(actions[:, hidden])[0])
+    wanted = "continuous motion" if hidden not in gripper_columns(size, setup_mode) else f"at most {ONE_ARM} entries"
     raise Place(path, index).error(
         f"actions[{hidden}]",
         "gripper commands (-1, 0 or 1 throughout)",
-        f"continuous motion for {setup_mode}",
+        f"{wanted} for {setup_mode}",
         f"use --setup_mode {fitting} or leave the gripper's column out",
     )
 
 
+def _are_two_arms(actions):
+    """Whether the columns are those of two arms with grippers.
+
+    Where only the last one has commands they may be the gripper of one arm that leaves a direction alone; then the
+    number of entries decides.
+    """
+    size = actions.shape[1]
+    return _arms_have_grippers(actions, 2) and (size > ONE_ARM or bool(actions[:, size // 2 - 1].any()))
+
+
 def _arms_have_grippers(actions, arms):
-    """Whether each arm's last column takes gripper values only, some not 0, and its other columns do not."""
+    """Whether each arm's last column takes gripper values only, its other columns do not, and a gripper is used.
+
+    One of two arms may have a gripper that nobody uses: all 0.
+    """
     if actions.shape[1] % arms or actions.shape[1] < 2 * arms:
+        return False
+    if not actions[:, _last_columns(actions.shape[1], arms)].any():
         return False
     for block in np.split(actions, arms, axis=1):
         like_gripper = (block == 0) | (np.abs(block) >= 1 - SNAP_DISTANCE)  # (N, A / arms)
-        if not like_gripper[:, -1].all() or not block[:, -1].any() or like_gripper[:, :-1].all():
+        if not like_gripper[:, -1].all() or like_gripper[:, :-1].all():
             return False
     return True
 
