@@ -41,7 +41,7 @@ from pytorch_serl.training.evaluate import (
     report_evaluation,
 )
 from pytorch_serl.training.humans import add_device, has_device, scripted_line, scripted_settings
-from pytorch_serl.training.hybrid_options import choose_for_demos, choose_for_env, run_settings
+from pytorch_serl.training.hybrid_options import SAVE_DIR, choose_for_demos, choose_for_env, run_settings
 from pytorch_serl.training.hybrid_options import parse_args as parse_args
 from pytorch_serl.training.learner import Learner, Schedule
 from pytorch_serl.training.limits import limits_for
@@ -71,7 +71,6 @@ from pytorch_serl.training.view import View, viewed
 from pytorch_serl.utils.files import WriteError
 from pytorch_serl.utils.signals import catch_stops
 
-SAVE_DIR = "./hybrid_ckpt"
 LOG_EVERY = 5  # episodes
 ON_THE_BAR = ("train_success", "helped_steps", "false_successes", "q", "entropy", "overruns", "updates_per_second")
 MAX_BEHIND = 50  # environment steps by which a learner may lag a simulation, which waits for it between episodes
@@ -414,7 +413,7 @@ def run(args, at_the_end):
         envs = viewed(envs, view)
 
         # networks and optimisers
-        start = args.eval_ckpt or args.init_ckpt or (save_dir / LAST if args.resume else None)
+        start = save_dir / LAST if args.resume else args.eval_ckpt or args.init_ckpt
         backbone, line = (
             (None, f"backbone: as in {start}")
             if start
@@ -440,7 +439,7 @@ def run(args, at_the_end):
                 make_writable_dir(folder)
             report_evaluation(agent, envs, args.final_episodes, folder, seed=FINAL_SEED, sampled=args.sampled)
             return
-        if args.init_ckpt:
+        if args.init_ckpt and not args.resume:
             for optimizer in agent.optimizers.values():
                 optimizer.state.clear()  # Adam's averages are of losses of other weights: its first steps would be off
         training = HybridTraining(args, agent, demos, save_dir, env, envs, view, clock)

@@ -89,6 +89,31 @@ def test_a_resumed_run_acts_and_sees_as_before(learner, demos, tmp_path, monkeyp
     np.testing.assert_allclose(*actions, atol=1e-5)
 
 
+def test_a_run_begun_from_an_agent_resumes_as_itself(demos, tmp_path, monkeypatch):
+    """Whatever became of that agent's file since, with another backbone in it, too, and without naming it again."""
+    out, init, seen = tmp_path / "run", tmp_path / "init.pt", []
+    first, other = (remote(demos, out, learner="inline")[0].agent for _ in range(2))  # each with a random backbone
+
+    def run(training, step, log):
+        seen.append(equal(training.agent.backbone.state_dict(), first.backbone.state_dict()))
+        training.save(step)
+        training.learner.close()
+        raise SystemExit
+
+    def start(**changes):
+        with pytest.raises(SystemExit):
+            train_hybrid.main(words(demos, out, pretrain_steps=None, **changes))
+
+    monkeypatch.setattr(train_hybrid.HybridTraining, "run", run)
+    first.save(init)
+    start(init_ckpt=init, learner="inline")
+    other.save(init)
+    start(init_ckpt=init, learner="process", resume=True)
+    init.unlink()
+    start(learner="inline", resume=True)
+    assert seen == [True, True, True]
+
+
 def test_the_buffers_are_those_of_a_learner_inline(demos, tmp_path):
     """What crosses the processes arrives: same transitions, corrections, pretraining; from it the same first update."""
     for learner in ("inline", "process"):

@@ -1,7 +1,10 @@
 """The options of train_hybrid.py, their limits, and the defaults that depend on other options or the environment."""
 
 import argparse
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from pytorch_serl.agents.sac import CLONE_STD
@@ -26,9 +29,10 @@ from pytorch_serl.training.humans import (
     scripted_steps,
 )
 from pytorch_serl.training.rewards import state_conditions
-from pytorch_serl.training.run import Parser, user_errors
+from pytorch_serl.training.run import SETTINGS, Parser, user_errors
 from pytorch_serl.training.view import add_view_arguments
 
+SAVE_DIR = "./hybrid_ckpt"
 PRETRAIN_STEPS, PRETRAIN_PASSES = 1000, 150  # updates at least; times that each transition of the demos is seen
 
 
@@ -74,7 +78,11 @@ def parse_args(argv=None):
     learn.add_argument(
         "--cycles_per_step", type=int, default=1, help="cycles of cta_ratio updates per environment step"
     )
-    learn.add_argument("--init_ckpt", help="start from this agent (train_offline.py's best.pt) instead of pretraining")
+    learn.add_argument(
+        "--init_ckpt",
+        help="start from this agent (train_offline.py's best.pt) instead of pretraining; --resume wants neither the "
+        "option nor the file again",
+    )
     learn.add_argument(
         "--pretrain_steps",
         type=int,
@@ -159,9 +167,11 @@ def resolve(args, parser):
     check_human(args, parser)
     if args.view is not None and args.ray_address:
         parser.error("--view shows the robot of this process, and with --ray_address there is none")
-    warm = bool(args.init_ckpt or args.pretrain_steps != 0)
     if args.init_ckpt and args.pretrain_steps:
         parser.error("--init_ckpt starts from an agent, --pretrain_steps from the demos; give one of them")
+    if args.resume and not args.init_ckpt and not args.pretrain_steps:
+        args.init_ckpt = recorded_start(args.save_dir or SAVE_DIR)
+    warm = bool(args.init_ckpt or args.pretrain_steps != 0)
     if args.init_ckpt:
         args.pretrain_steps = 0
     if args.training_starts is None:
@@ -188,6 +198,15 @@ def resolve(args, parser):
         parser.error("--algo hg_dagger clones and does nothing else: it wants pretraining and a --clone_weight above 0")
     check_cluster(args, parser)
     return args
+
+
+def recorded_start(save_dir: str | os.PathLike) -> str | None:
+    """The --init_ckpt of the run in `save_dir`, which decides other defaults; None where it had none or nothing says
+    so. The file is not read again: a resumed run's agent is its own."""
+    try:
+        return json.loads((Path(save_dir) / SETTINGS).read_text())["init_ckpt"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
