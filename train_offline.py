@@ -295,7 +295,7 @@ class OfflineTraining:
                     check_numbers(info, [batch], self.save_dir, f"update {step}")
                     self.log(step, log, info, bar)
                 if step - first in TIMED_UPDATES:
-                    self.announce_duration(step - first, info)
+                    self.announce_duration(step - first, args.max_steps - first, info)
         except KeyboardInterrupt:
             with uninterrupted():
                 path = self.save(step)
@@ -312,16 +312,16 @@ class OfflineTraining:
         log.log(step, figures | self.alarms.check(step, figures))
         bar.set_postfix({k: f"{figures[k]:.3f}" for k in ("clone_error", "gripper_accuracy", "q") if k in figures})
 
-    def announce_duration(self, count, info):
-        """After the timed updates say how long the run may take."""
+    def announce_duration(self, count, total, info):
+        """After the timed updates say how long the run may take from its start or resumption on, `total` updates."""
         next(iter(info.values())).item()  # waits for the device
         if count == TIMED_UPDATES[0]:
             self.timed_from = time.monotonic()
             return
         seconds = (time.monotonic() - self.timed_from) / (TIMED_UPDATES[1] - TIMED_UPDATES[0])
         tqdm.write(
-            f"{1000 * seconds:.0f} ms per update on {self.agent.device}: {self.args.max_steps:,} updates take up to "
-            f"{math.ceil(self.args.max_steps * seconds / 60)} minutes; {self.stop_rule()}"
+            f"{1000 * seconds:.0f} ms per update on {self.agent.device}: {total:,} updates take up to "
+            f"{math.ceil(total * seconds / 60)} minutes; {self.stop_rule()}"
         )
 
 

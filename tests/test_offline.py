@@ -264,7 +264,9 @@ def test_a_loss_that_is_no_number_ends_the_run(demos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["frozen", "trained backbone"])
-def test_resume_continues_bit_for_bit(kind, demos, gripper_demos, tmp_path):
+def test_resume_continues_bit_for_bit(kind, demos, gripper_demos, tmp_path, monkeypatch, capsys):
+    """And says how long what is left of it takes."""
+    monkeypatch.setattr(train_offline, "TIMED_UPDATES", (1, 2))
     if kind == "frozen":
         changes = {"demo_paths": gripper_demos, "image_keys": ["wrist", "image"], "setup_mode": LEARNED}
         half, whole = 3, 6
@@ -276,7 +278,10 @@ def test_resume_continues_bit_for_bit(kind, demos, gripper_demos, tmp_path):
     train_offline.main(words(demos, twice, max_steps=half, eval_every=half, **changes))
     parts = {file: file.stat().st_mtime_ns for file in twice.glob("buffer_*")}
     np.random.seed(99), torch.manual_seed(99)
+    capsys.readouterr()
     train_offline.main(words(demos, twice, max_steps=whole, eval_every=half, resume=True, **changes))
+    said = capsys.readouterr().out  # the other kind's updates are too few to be timed
+    assert kind != "frozen" or f"on cpu: {whole - half} updates take up to" in said
     assert_same_run(once, twice)
     assert metrics(once, "held_out_error") == metrics(twice, "held_out_error")
     assert set(metrics(twice, "held_out_error")) == {half, whole}
