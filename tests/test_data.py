@@ -144,6 +144,7 @@ WRONG_AT_3 = {  # name: edit of transition 3, what the message says
     "channel_first": (put(OBS, "image", IMAGE.transpose(2, 0, 1)), "save image.transpose(1, 2, 0)"),
     "grey": (put(OBS, "image", IMAGE[..., 0]), "observations['image']: got shape (8, 8)"),
     "alpha": (put(OBS, "image", np.zeros((8, 8, 4), np.uint8)), "image[..., :3]"),
+    "no_rows": (put(OBS, "image", IMAGE[:0]), "got shape (0, 8, 3), wanted uint8 (H, W, 3) in 0..255; the camera gave"),
     "stacked": (put(OBS, "image", np.stack([IMAGE] * 2)), "stacked frames are not supported"),
     "stacked_state": (put(OBS, "state", np.zeros((2, 4))), "stacked frames are not supported"),
     "image_shape": (put(OBS, "image", IMAGE[:4]), "observations['image']: got shape (4, 8, 3), wanted (8,"),

@@ -173,6 +173,8 @@ def _image_remedy(value):
 
 
 def _shape_remedy(shape):
+    if 0 in shape:
+        return "the camera gave no picture: leave that episode out, or record it again"
     if len(shape) == 3 and shape[0] == 3:
         return "the image is channel-first: save image.transpose(1, 2, 0)"
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
