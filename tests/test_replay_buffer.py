@@ -1,6 +1,8 @@
 """Replay buffer: every frame describes itself, so that a wrong pairing shows in its pixels."""
 
+import copy
 import io
+import pickle
 import sys
 import threading
 import time
@@ -547,3 +549,12 @@ def test_an_export_without_a_copy_is_the_same():
             assert copied["counters"] == own["counters"] and copied["first"] == own["first"]
         counters = copied["counters"] if number % 4 == 3 else counters
     assert not np.shares_memory(copied["columns"]["reward"].numpy(), buffer._columns["reward"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))])
+def test_a_copy_goes_on_by_itself(copied):
+    buffer = fill(ReplayBuffer(20, CAMERAS), names(range(2)))
+    twin, before = copied(buffer), len(buffer)
+    assert decode(twin.sample(10)) == decode(buffer.sample(10))
+    fill(twin, names([2]))
+    assert len(twin) == before + length(2) and len(buffer) == before

@@ -48,6 +48,13 @@ class ReplayBuffer:
         self._frames: dict[str, np.ndarray] = {}  # one row per frame
         self._count = self._frame_count = self._tail = 0  # ever added, ever stored, oldest transition alive
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes: all but the lock, which no other process could share."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def __len__(self) -> int:
         return self._count - self._tail
 
