@@ -188,6 +188,13 @@ def test_a_folder_that_only_others_may_write_to(path, backbone):
         path.parent.chmod(0o700)
 
 
+def test_what_a_killed_run_was_writing_goes_and_what_another_one_writes_stays(path, backbone):
+    gone, alive = (path.with_name(f"..demos.pkl.encoded.{number}.tmp") for number in (2**22 + 1, os.getppid()))
+    gone.touch(), alive.touch()  # the first process's number is above any
+    filled(path, backbone)
+    assert not gone.exists() and alive.exists() and path.with_name(".demos.pkl.encoded").exists()
+
+
 def test_several_files_and_own_episodes_have_one_beside_the_first(path, backbone, encoded):
     other = make_demos(path.with_name("more.pkl"), episodes=2, length=3, keys=KEYS, seed=3)
     filled([path, other], backbone)

@@ -5,6 +5,7 @@ frames in order, float16 (frames, cameras, views, *agent.feature_shape). There i
 replaces it. It may be deleted at any time, and whatever is wrong with it, the demos are encoded again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import torch
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.networks.augment import crop_offsets
-from pytorch_serl.training.run import rng_state, set_rng_state
+from pytorch_serl.training.run import _is_being_written, rng_state, set_rng_state
 from pytorch_serl.utils.files import atomic_write, uncompiled
 
 DTYPE = np.dtype("<f2")  # what a buffer holds
@@ -78,6 +79,9 @@ class DemoCache:
     def write(self, frames: Iterable[dict[str, Any]]) -> None:
         """Keep the encoded frames, as `agent.encode_frames` returned them; does nothing where that cannot be done."""
         try:
+            for file in self.path.parent.glob(glob.escape(f".{self.path.name}.") + "*.tmp"):  # of runs that were killed
+                if not _is_being_written(file):
+                    file.unlink(missing_ok=True)
             if shutil.disk_usage(self.path.parent).free < ROOM * self.bytes:
                 return
             features = [np.ascontiguousarray(frame[key], DTYPE) for frame in frames for key in self.image_keys]
