@@ -64,6 +64,12 @@ def check_outputs(output_dir, formats, overwrite):
     make_writable_dir(output_dir)
 
 
+def check_folder(folder):
+    """Raises ValueError for a folder that cannot be written to, as that of a checkpoint on a shared drive may be."""
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to; name another folder with --output_dir")
+
+
 def write(agent, folder, formats):
     """Both files from one program; returns their paths by format."""
     paths, facts = {name: folder / FILES[name] for name in formats}, policy.describe(agent)
@@ -94,6 +100,8 @@ def verify(agent, paths, observations, source, tolerance):
 def main(argv=None):
     args = parse_args(argv)
     output_dir = Path(args.output_dir or Path(args.ckpt).parent)
+    with user_errors():
+        check_folder(output_dir)
     with hold_run_dir(output_dir):
         export(args, output_dir)
 

@@ -1,11 +1,13 @@
 """Exported policies act as their agents do; what cannot be exported ends in one line."""
 
 import json
+import os
 import pickle
 import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +120,12 @@ def test_the_command_writes_what_it_checked(saved, tmp_path, capsys):
     refused(export_policy, capsys, "policy.pt2 exists; give --overwrite", command(options))
     export_policy.main(command(options | {"overwrite": True, "demo_paths": None, "observations": 2}))
     assert "2 observations (random)" in capsys.readouterr().out
+
+
+def test_a_folder_that_only_others_may_write_to(saved, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != saved)  # of root nothing else keeps it closed
+    message = f"{saved} cannot be written to; name another folder with --output_dir"
+    refused(export_policy, capsys, message, command({"ckpt": saved / "best.pt"}))
 
 
 def test_without_options_it_takes_the_demos_of_the_run(saved, tmp_path):
