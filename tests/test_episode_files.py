@@ -89,5 +89,5 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(WriteError, match="000005.pkl.gz cannot be written: No space left on device"):
+    with pytest.raises(WriteError, match="000005.pkl.gz cannot be written: No space left on device; .*--overwrite"):
         EpisodeWriter(tmp_path, ["image"]).start(5, {"image": np.zeros((2, 2, 3), np.uint8)})

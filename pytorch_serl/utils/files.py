@@ -79,7 +79,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     return WriteError(
-        f"{path} cannot be written: {error.strerror}; what was saved before is whole: make room and go on with --resume"
+        f"{path} cannot be written: {error.strerror}; what was saved before is whole: make room and go on with "
+        "--resume, or where no checkpoint was saved yet begin anew with --overwrite"
     )
 
 
