@@ -204,6 +204,10 @@ def test_observations_are_checked():
     ):
         with pytest.raises(ValueError, match=text):
             agent.sample_actions(obs | change)
+    for other in ((obs, {}), [obs], obs["a"], None):  # the first is what env.reset() returns
+        for look in (agent.sample_actions, agent.encode, agent.encode_frames):
+            with pytest.raises(ValueError, match=f"is a {type(other).__name__}; wanted a dict .* returns .obs, info."):
+                look(other)
     with pytest.raises(FloatingPointError, match="state holds NaN"):
         agent.sample_actions(obs | {"state": np.full_like(obs["state"], np.nan)})
 
@@ -263,7 +267,7 @@ def test_bad_input_is_refused(resnet):
     ):
         with pytest.raises(ValueError, match=text):
             agent.sample_actions(good | bad)
-    with pytest.raises(ValueError, match="lacks 'image'"):
+    with pytest.raises(ValueError, match="lacks .'image'."):
         agent.sample_actions({"state": good["state"]})
     with pytest.raises(ValueError, match="lacks .'state'."):
         agent.sample_actions({"image": good["image"]})
@@ -821,6 +825,8 @@ def test_features_stored_instead_of_frames_give_the_same_action(resnet):
         agent.sample_actions(features, argmax=True), agent.sample_actions(obs, argmax=True), atol=2e-3
     )
     assert not np.array_equal(stored["a"][0], stored["a"][1])
+    with pytest.raises(ValueError, match=r"features of another agent: of a frame this one stores \(512, 16\)"):
+        agent.sample_actions(features | {"a": np.zeros((520, 16), np.float16)})
     with pytest.raises(ValueError, match="trainable backbone"):
         make_agent(0, ["a"], trainable_backbone=True).encode_frames(obs)
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,15 @@ def _tensor(x: Any) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"an observation holds a {type(x).__name__}; wanted arrays or tensors ({error})") from None
+
+
+def _need(obs: Any, keys: Iterable[str]) -> None:
+    """Raise ValueError for what is no observation with these entries."""
+    if not isinstance(obs, Mapping):
+        got = f"an observation is a {type(obs).__name__}"
+        raise ValueError(f"{got}; wanted a dict of images and state, and env.reset() returns (obs, info)")
+    if missing := [key for key in keys if key not in obs]:
+        raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
 
 
 def _float_features(x: torch.Tensor) -> torch.Tensor:
@@ -73,18 +83,17 @@ class PixelAgent:
 
     def _tensors(self, obs: dict[str, Any]) -> Tensors:
         """Check keys, dtypes and shapes of a batch of observations and move it to the device."""
-        missing = [k for k in self.image_keys + ["state"] * bool(self.state_dim) if k not in obs]
-        if missing:
-            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
+        _need(obs, self.image_keys + ["state"] * bool(self.state_dim))
         out = {}
         for key in self.image_keys:
             image = _tensor(obs[key])
             is_image = image.dtype == torch.uint8 and image.ndim == 4 and image.shape[-1] == 3
             is_feature = image.dtype.is_floating_point and image.shape[1:] == self.feature_shape and self.backbone
             if not is_image and not is_feature:
-                raise ValueError(
-                    f"observation {key!r} is {image.dtype} {tuple(image.shape)}; wanted uint8 (B, H, W, 3) in 0..255"
-                )
+                wanted = "wanted uint8 (B, H, W, 3) in 0..255"
+                if self.backbone and image.dtype.is_floating_point and image.shape[2:] == FEATURE_SHAPE[1:]:
+                    wanted = f"features of another agent: of a frame this one stores {tuple(self.feature_shape)}"
+                raise ValueError(f"observation {key!r} is {image.dtype} {tuple(image.shape)}; {wanted}")
             out[key] = self._to_device(image) if is_image else _float_features(self._to_device(image))
         if self.state_dim:
             state = self._to_device(_tensor(obs["state"]).float())
@@ -147,9 +156,8 @@ class PixelAgent:
             raise ValueError("features of a trainable backbone change with every update and cannot be stored")
         if views < 1:
             raise ValueError(f"views is {views}; wanted 1 or more")
-        frames = {k: _tensor(obs[k]) for k in self.image_keys if k in obs}
-        if missing := [k for k in self.image_keys if k not in frames]:
-            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
+        _need(obs, self.image_keys)
+        frames = {k: _tensor(obs[k]) for k in self.image_keys}
         for key, frame in frames.items():
             if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
                 got = f"observation {key!r} is {frame.dtype} {tuple(frame.shape)}"
@@ -166,8 +174,7 @@ class PixelAgent:
     def _batched(self, obs: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         """Add a batch axis to a single observation; says whether it was single."""
         key = self.image_keys[0] if self.image_keys else "state"
-        if key not in obs:
-            raise ValueError(f"observation lacks {key!r}; it has {sorted(obs)}")
+        _need(obs, [key])
         image = _tensor(obs[key])
         single_ndim = 1 if key == "state" else 3 if image.dtype == torch.uint8 else len(FEATURE_SHAPE)
         if image.ndim != single_ndim:
