@@ -192,6 +192,33 @@ def test_batches_are_checked():
             SACAgent(["image"], device="cpu", **settings)
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"dropout": 1.0}, "dropout is 1.0; wanted a rate from 0 to below 1"),
+        ({"dropout": -0.5}, "dropout is -0.5"),
+        ({"discount": 2}, "discount is 2.0; wanted 0 to 1"),
+        ({"tau": float("nan")}, "tau is nan"),
+        ({"q_range": (1, 0)}, r"q_range is \(1.0, 0.0\); wanted \(lowest, highest\)"),
+        ({"state_dim": -1}, "state_dim is -1; wanted 0 or more"),
+        ({"init_temperature": 0}, "init_temperature is 0.0; wanted a number above 0"),
+        ({"device": "gpu"}, "device 'gpu' is not usable here"),
+        ({"action_dim": 6}, "wanted continuous_action_dim"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SACHybridAgent(["image"], **({"device": "cpu"} | settings))
+
+
+def test_a_batch_with_nan_as_a_gripper_command_is_refused():
+    agent = make_agent(0, ["image"], arms=1)
+    batch = make_batch(agent, 3)
+    batch["actions"][1, -1] = np.nan
+    with pytest.raises(ValueError, match="actions hold NaN; wanted a gripper command"):
+        agent.update(batch)
+
+
 def test_observations_are_checked():
     agent = make_agent(0, ["a", "b"], arms=1)
     obs = make_obs(agent, 2, np.random.default_rng(0))

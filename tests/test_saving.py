@@ -50,6 +50,8 @@ def test_a_learning_rate_that_a_schedule_set_is_saved(backbone, tmp_path):
     agent.optimizers["actor"].param_groups[0]["lr"] = np.linspace(1e-3, 1e-4, 5)[2]
     agent.save(tmp_path / "agent.pt")
     assert acts_alike(agent, load_agent(tmp_path / "agent.pt"))
+    with pytest.raises(ValueError, match="^device 'gpu' is not usable here"):  # it is not the file's fault
+        load_agent(tmp_path / "agent.pt", "gpu")
 
 
 @pytest.mark.parametrize("number", NUMBERS)

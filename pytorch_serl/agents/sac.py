@@ -12,6 +12,7 @@ from the original and 0 by default; so are the waypoint branch (`waypoint`, netw
 """
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 from pytorch_serl.agents.base import PixelAgent, Tensors
 from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
 from pytorch_serl.networks.resnet import KEYPOINT_MAPS, ObservationEncoder, ResNet10, check_image_keys
-from pytorch_serl.utils.device import DEVICE, make_adam
+from pytorch_serl.utils.device import DEVICE, make_adam, pick_device
 from pytorch_serl.utils.files import load_into
 
 CLONE_DROPOUT = 0.5  # what the scripts ask for, of the pooled features
@@ -49,6 +50,27 @@ def join_actions(arm_actions: torch.Tensor, grasp_q: torch.Tensor, num_grippers:
     return torch.cat([blocks, commands[..., None].to(blocks.dtype)], -1).flatten(1)
 
 
+def check_settings(
+    state_dim: int,
+    discount: float,
+    tau: float,
+    q_range: tuple[float, ...] | None,
+    init_temperature: float,
+    dropout: float,
+) -> None:
+    """Raise ValueError for numbers with which no agent can be made, or none would learn."""
+    for name, value, fine, wanted in (
+        ("state_dim", state_dim, state_dim >= 0, "0 or more"),
+        ("discount", discount, 0 <= discount <= 1, "0 to 1"),
+        ("tau", tau, 0 <= tau <= 1, "a share from 0 to 1"),
+        ("q_range", q_range, q_range is None or (len(q_range) == 2 and q_range[0] < q_range[1]), "(lowest, highest)"),
+        ("init_temperature", init_temperature, init_temperature > 0, "a number above 0"),
+        ("dropout", dropout, 0 <= dropout < 1, "a rate from 0 to below 1"),
+    ):
+        if not fine:
+            raise ValueError(f"{name} is {value}; wanted {wanted}")
+
+
 class SACAgent(PixelAgent):
     """Soft actor-critic for continuous actions.
 
@@ -68,7 +90,7 @@ class SACAgent(PixelAgent):
             (networks/waypoint.py); it says nothing before `build.fit_waypoint`. Or of which maps it reads the keypoints
             (`keypoint_maps` in agents/base.py); True: of KEYPOINT_MAPS.
         backbone: the frozen ResNet-10, or with `trainable_backbone` where each of them starts; random when None.
-        device: where everything lives; default `DEVICE`.
+        device: where everything lives; default `DEVICE`. Raises ValueError for the name of one that is not here.
     """
 
     num_grippers = 0
@@ -100,6 +122,7 @@ class SACAgent(PixelAgent):
             raise ValueError("an agent needs at least one camera in image_keys or a state_dim above 0")
         if waypoint and (not self.image_keys or not state_dim or trainable_backbone):
             raise ValueError("waypoint needs cameras, a state_dim above 0 and a frozen backbone")
+        device = pick_device(device) if isinstance(device, str) else device
         self.device = torch.device(device) if device is not None else DEVICE
         # numpy's numbers and tensors are python's from here on, so that a checkpoint can hold them
         action_dim, state_dim, ensemble_size = (operator.index(n) for n in (action_dim, state_dim, ensemble_size))
@@ -109,6 +132,7 @@ class SACAgent(PixelAgent):
         maps = list(waypoint) if isinstance(waypoint, Sequence) else list(KEYPOINT_MAPS) if waypoint else []
         q_range = None if q_range is None else tuple(map(float, q_range))
         target_entropy = None if target_entropy is None else float(target_entropy)
+        check_settings(state_dim, discount, tau, q_range, init_temperature, dropout)
         self.action_dim, self.state_dim = action_dim, state_dim
         self.discount, self.tau = discount, tau
         self.q_range = (-float("inf"), float("inf")) if q_range is None else q_range
@@ -461,6 +485,8 @@ class SACHybridAgent(SACAgent):
         lr: float = 3e-4,
         **settings,
     ):
+        if "action_dim" in settings:
+            raise ValueError("got action_dim; wanted continuous_action_dim, of the arms alone, and grasp_action_dim")
         if grasp_action_dim not in (3, 9):
             raise ValueError(f"grasp_action_dim is {grasp_action_dim}; wanted 3 (one gripper) or 9 (two)")
         self.num_grippers = 1 if grasp_action_dim == 3 else 2
@@ -526,4 +552,7 @@ class SACHybridAgent(SACAgent):
             raise ValueError(
                 "batch lacks 'grasp_penalty' (B,), a part of the grasp critic's reward; pass zeros if there is none"
             )
+        actions = torch.as_tensor(batch.get("actions", ()))
+        if actions.device.type == "cpu" and math.isnan(actions.sum()):  # elsewhere the update would wait for the answer
+            raise ValueError("the batch's actions hold NaN; wanted a gripper command -1, 0 or 1, the rest in [-1, 1]")
         return super()._prepare(batch, augment)

@@ -32,6 +32,7 @@ from pytorch_serl.training.backbone import find_backbone
 from pytorch_serl.training.demo_cache import DemoCache
 from pytorch_serl.training.humans import scripted_steps
 from pytorch_serl.training.robot import Robot, breaches, close_robots, robots_in
+from pytorch_serl.utils.device import pick_device
 from pytorch_serl.utils.files import load_checkpoint
 
 ENV_NAMES = short_names()  # that --env takes beside Gymnasium ids
@@ -84,8 +85,9 @@ def _waypoint_of(path: str | os.PathLike) -> list[int] | bool:
 def load_agent(path: str | os.PathLike, device: torch.device | str = "cpu") -> SACAgent:
     """The agent of a checkpoint (`best.pt`, `last.pt`, or what `agent.save` wrote), with the sizes that it holds.
 
-    Raises ValueError, naming the file, for anything that is no agent's checkpoint.
+    Raises ValueError, naming the file, for anything that is no agent's checkpoint, and for a device that is not here.
     """
+    device = pick_device(device) if isinstance(device, str) else device
     content = load_checkpoint(path)
     return restore_agent(content.get("agent", content), device, str(path))
 
