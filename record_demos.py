@@ -37,7 +37,15 @@ from pytorch_serl.training.humans import (
     scripted_steps,
 )
 from pytorch_serl.training.recording import RECORD_SEED
-from pytorch_serl.training.run import Parser, hold_run_dir, make_writable_dir, print_settings, run_script, user_errors
+from pytorch_serl.training.run import (
+    Parser,
+    hold_run_dir,
+    holds_run,
+    make_writable_dir,
+    print_settings,
+    run_script,
+    user_errors,
+)
 from pytorch_serl.training.view import View, add_view_arguments, viewed
 
 DATA = Path("data")
@@ -128,7 +136,10 @@ def steering(env, args, number):
 
 
 def check_folder(folder, args):
-    """Refuse a folder with a recording in it, with --resume one whose demos lack the episodes they were made of."""
+    """Refuse a folder with a run or a recording in it, with --resume one whose demos lack the episodes they were made
+    of."""
+    if holds_run(folder):  # its episodes have the names that a recording's have, and would be taken for them
+        raise ValueError(f"{folder} holds the run of a training script; name another --output_dir to record to")
     found = [path for paths in recording.recorded_files(folder) for path in paths]
     if found and not (args.resume or args.overwrite):
         names = dict.fromkeys(path.relative_to(folder).parts[0] for path in found)

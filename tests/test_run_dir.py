@@ -15,6 +15,7 @@ from multiprocessing import heap
 import pytest
 
 import export_policy
+import record_demos
 import train_classifier
 import train_hybrid
 import train_offline
@@ -25,7 +26,7 @@ from pytorch_serl.training.run import LEARNER_LOCK, RUN_LOCK, hold_run_dir, prep
 from pytorch_serl.utils.files import RunInUse, wait_for_lock
 from pytorch_serl.utils.signals import STOP_SIGNALS, catch_stops, uninterrupted
 from tests import test_hybrid, test_offline
-from tests.runs import ROOT, content, refused
+from tests.runs import ROOT, command, content, refused
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 IN_USE = "is in use by another run; stop it, or name another directory"
@@ -91,6 +92,23 @@ def test_overwrite_takes_the_frames_that_a_classifier_called_success(tmp_path):
         (folder / name).touch()
     prepare_run_dir(tmp_path, resume=False, overwrite=True)
     assert not list(folder.glob("*"))
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_recording_is_taken_for_no_run_and_a_run_for_no_recording(options, tmp_path, demos, capsys):
+    """--overwrite would delete the other's episodes."""
+    episode = tmp_path / "episodes/000000.pkl.gz"
+    episode.parent.mkdir()
+    episode.write_bytes(b"recorded")
+    refused(
+        train_offline, capsys, "holds a recording of record_demos.py", test_offline.words(demos, tmp_path, **options)
+    )
+    (tmp_path / "settings.json").write_text("{}")
+    words = command({"output_dir": tmp_path} | options)
+    refused(record_demos, capsys, "holds the run of a training script; name another --output_dir", words)
+    assert episode.read_bytes() == b"recorded"
+    prepare_run_dir(tmp_path, resume=False, overwrite=True)
+    assert not episode.exists()
 
 
 def test_a_lock_file_that_its_run_took_along_locks_nothing(tmp_path, monkeypatch):

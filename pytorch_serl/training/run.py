@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytorch_serl.data.episode_files import FOLDER, SUFFIX
+from pytorch_serl.data.episode_files import FOLDER, SUFFIX, episode_files
 from pytorch_serl.utils.files import WriteError, atomic_write, flock, wait_for_lock, write_error
 from pytorch_serl.utils.files import save_checkpoint as save_checkpoint  # for those who look for it here
 from pytorch_serl.utils.memory import keep_freed_memory
@@ -137,13 +137,16 @@ def check_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_fi
 
     Args:
         own_files: patterns of what the script writes beside `RUN_FILES`.
-    Raises ValueError: resume without a `last.pt`, a directory with a run in it and neither resume nor overwrite.
+    Raises ValueError: resume without a `last.pt`, a directory with a run in it and neither resume nor overwrite, and
+    one with a recording, whose episodes overwrite would delete.
     """
     path = Path(path)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other; give one of them")
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; wanted a directory to write the run to")
+    if episode_files(path) and not holds_run(path):
+        raise ValueError(f"{path} holds a recording of record_demos.py ({FOLDER}/) and no run; name another directory")
     found = _run_files(path, own_files)
     if resume and not (path / LAST).is_file():
         raise ValueError(f"{path / LAST}: no checkpoint to resume from; leave --resume out to start a new run")
@@ -186,6 +189,11 @@ def _is_being_written(temporary: Path) -> bool:
     except (OSError, OverflowError):  # it is somebody else's
         return True
     return True
+
+
+def holds_run(path: str | os.PathLike) -> bool:
+    """Whether a training script has written to the directory; `record_demos.py` leaves none of these files."""
+    return any((Path(path) / name).is_file() for name in (SETTINGS, METRICS, LAST))
 
 
 @contextmanager
