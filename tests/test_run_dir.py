@@ -94,6 +94,15 @@ def test_overwrite_takes_the_frames_that_a_classifier_called_success(tmp_path):
     assert not list(folder.glob("*"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_started_anew(resume, tmp_path):
+    for name in ("settings.json", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"stopped before its first checkpoint.*start anew with --overwrite, or name"):
+        prepare_run_dir(tmp_path, resume=resume, overwrite=False)
+    prepare_run_dir(tmp_path, resume=False, overwrite=True)
+
+
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_recording_is_taken_for_no_run_and_a_run_for_no_recording(options, tmp_path, demos, capsys):
     """--overwrite would delete the other's episodes."""

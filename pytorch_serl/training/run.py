@@ -148,10 +148,16 @@ def check_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_fi
     if episode_files(path) and not holds_run(path):
         raise ValueError(f"{path} holds a recording of record_demos.py ({FOLDER}/) and no run; name another directory")
     found = _run_files(path, own_files)
-    if resume and not (path / LAST).is_file():
+    has_checkpoint = (path / LAST).is_file()
+    if resume and not has_checkpoint and not found:
         raise ValueError(f"{path / LAST}: no checkpoint to resume from; leave --resume out to start a new run")
+    names = ", ".join(file.name for file in found[:5]) + (", ..." if len(found) > 5 else "")
+    if found and not has_checkpoint and not overwrite:
+        raise ValueError(
+            f"{path} holds files of a run ({names}) and no {LAST} to go on from: it was stopped before its first "
+            "checkpoint, or was evaluated alone; start anew with --overwrite, or name another directory"
+        )
     if found and not resume and not overwrite:
-        names = ", ".join(file.name for file in found[:5]) + (", ..." if len(found) > 5 else "")
         raise ValueError(
             f"{path} holds a run already ({names}); continue it with --resume, replace it with --overwrite, "
             "or name another directory"
