@@ -362,6 +362,14 @@ def test_names_as_others_write_them(names, foreign):
         read_demos(describe(foreign, gripper=COMMANDS, entries=["z"]), "front", LEARNED)
 
 
+@reading
+@pytest.mark.parametrize("gripper", [COMMANDS, {"closed": -1, "open": 1.5}])
+def test_a_gripper_without_a_number_closes_nothing(gripper, foreign):
+    edit_table(foreign, "data", lambda rows: rows[9].update(action=[0.1, 0.1, float("nan")]))
+    with pytest.raises(DataError, match="foreign: transition 9: gripper: got nan, wanted a finite number"):
+        read_demos(describe(foreign, gripper=gripper), "front", LEARNED)
+
+
 VIDEO = "videos/observation.images.front/"
 
 

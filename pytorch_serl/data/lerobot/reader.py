@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
-from pytorch_serl.data.checks import Place, show
+from pytorch_serl.data.checks import NOT_FINITE, Place, show
 from pytorch_serl.data.lerobot.files import AGAIN, read_frames, read_table, require_packages, resized
 from pytorch_serl.data.lerobot.metadata import INFO, check_info, entry_names, read_episodes, read_json
 from pytorch_serl.data.rewards import SAME, reward_kind
@@ -228,6 +228,9 @@ class _Rows:
         return low, high
 
     def _gripper(self, values):
+        if not (finite := np.isfinite(values)).all():
+            odd = int(np.argmin(finite))
+            raise Place(self.place.path, odd).error("gripper", f"{values[odd]}", "a finite number", NOT_FINITE)
         kinds = self.mapping.gripper or {}
         numbers = all(isinstance(value, (int, float)) for value in kinds.values())
         if (
