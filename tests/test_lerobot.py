@@ -370,6 +370,13 @@ def test_a_gripper_without_a_number_closes_nothing(gripper, foreign):
         read_demos(describe(foreign, gripper=gripper), "front", LEARNED)
 
 
+@reading
+def test_several_tasks_are_said_to_be_read_as_one(foreign):
+    edit_table(foreign, "data", lambda rows: [row | {"task_index": row["episode_index"]} for row in rows])
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert "3 tasks (task_index), read as one" in demos.warnings[0]
+
+
 VIDEO = "videos/observation.images.front/"
 
 

@@ -157,6 +157,11 @@ class _Rows:
         table = read_table(place, root, "data", names)
         self.columns = {name: self._numbers(table, name) for name in names}
         self.numbers = self._column("episode_index").ravel()  # (N,)
+        tasks = len(np.unique(self.columns.get("task_index", ())))
+        if tasks > 1:
+            self.remarks.append(
+                f"{place}: {tasks} tasks (task_index), read as one: nothing tells the policy which is meant"
+            )
         self.action = self._action(features)  # (N, A)
         self.grippers = gripper_columns(self.action.shape[1], setup_mode)
         self.arm = [column for column in range(self.action.shape[1]) if column not in self.grippers]
