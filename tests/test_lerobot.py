@@ -377,6 +377,17 @@ def test_several_tasks_are_said_to_be_read_as_one(foreign):
     assert "3 tasks (task_index), read as one" in demos.warnings[0]
 
 
+@reading
+@pytest.mark.parametrize("range_, wanted", [({}, "-1 to 1"), ({"low": [-2, -2], "high": [2, 2]}, "-2 to 2")])
+def test_an_action_out_of_range_is_named_with_the_range(range_, wanted, foreign):
+    """By its row in the table: the number of the transition is another one after subsampling."""
+    edit_table(foreign, "data", lambda rows: rows[10].update(action=[0.1, 7.5, 0.0]))
+    mapping = {"gripper": COMMANDS, "control_hz": 15, "combine": "last"} | range_
+    message = f"foreign: row 9: action, entry 1: got 7.5, wanted {wanted}; give low and high .* in pytorch_serl.json"
+    with pytest.raises(DataError, match=message):
+        read_demos(describe(foreign, **mapping), "front", LEARNED)
+
+
 VIDEO = "videos/observation.images.front/"
 
 

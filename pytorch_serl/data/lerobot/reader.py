@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
-from pytorch_serl.data.checks import NOT_FINITE, Place, show
+from pytorch_serl.data.checks import NOT_FINITE, ROUNDING, Place, show
 from pytorch_serl.data.lerobot.files import AGAIN, read_frames, read_table, require_packages, resized
 from pytorch_serl.data.lerobot.metadata import INFO, check_info, entry_names, read_episodes, read_json
 from pytorch_serl.data.rewards import SAME, reward_kind
@@ -310,8 +310,18 @@ class _Rows:
         for column in self.grippers:
             moves = actions[actions[:, column] != 0, column]
             result[column] = moves[-1] if len(moves) else 0.0
+        arm = result[self.arm]
         if self.mapping.low is not None or self.mapping.high is not None:
-            result[self.arm] = 2 * (result[self.arm] - self.low) / (self.high - self.low) - 1
+            result[self.arm] = 2 * (arm - self.low) / (self.high - self.low) - 1
+        outside = np.abs(result[self.arm]) > 1 + ROUNDING
+        if outside.any():
+            i = int(np.argmax(outside))
+            raise self.place.error(
+                f"row {part[0]}: action, entry {self.arm[i]}",
+                f"{arm[i]:.6g}",
+                f"{self.low[i]:g} to {self.high[i]:g}",
+                f"give low and high of one control step in {MAPPING}",
+            )
         return result.astype(np.float32)
 
     def _kind(self):
