@@ -388,6 +388,18 @@ def test_an_action_out_of_range_is_named_with_the_range(range_, wanted, foreign)
         read_demos(describe(foreign, **mapping), "front", LEARNED)
 
 
+@reading
+def test_success_is_read_where_rewards_were_never_written(foreign):
+    def of_success(rows):
+        return [row | {"next.reward": 0.0, "next.success": row["next.reward"] > 0} for row in rows]
+
+    edit_table(foreign, "data", of_success)
+    edit_info(foreign, lambda info: info["features"].update({"next.success": {"dtype": "bool", "shape": [1]}}))
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert sum(t["rewards"] for t in demos.transitions) == EPISODES and demos.transitions[LENGTH - 1]["masks"] == 0
+    assert "next.reward is 0 throughout: next.success is read instead" in demos.warnings[0]
+
+
 VIDEO = "videos/observation.images.front/"
 
 

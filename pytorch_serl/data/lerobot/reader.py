@@ -168,6 +168,7 @@ class _Rows:
         self.low, self.high = self._range()
         for column in self.grippers:
             self.action[:, column] = self._gripper(self.action[:, column])
+        self.rewarded = self._rewarded()
         self.kind = self._kind()
         states = mapping.state if mapping.state is not None else ["observation.state"] * ("observation.state" in names)
         self.state = self._state(states)
@@ -324,16 +325,23 @@ class _Rows:
             )
         return result.astype(np.float32)
 
+    def _rewarded(self):
+        """The column of rewards, None without one; that of success where rewards were never written."""
+        names = [name for name in ("next.reward", "next.success") if name in self.columns]
+        if len(names) == 2 and not self.columns[names[0]].any() and self.columns[names[1]].any():
+            self.remarks.append(f"{self.place}: next.reward is 0 throughout: next.success is read instead")
+            return names[1]
+        return names[0] if names else None
+
     def _kind(self):
-        name = next((name for name in ("next.reward", "next.success") if name in self.columns), None)
-        if name is None:
+        if self.rewarded is None:
             return None
-        return reward_kind(self.columns[name].astype(np.float64).ravel(), np.append(np.diff(self.numbers) != 0, True))
+        rewards = self.columns[self.rewarded].astype(np.float64).ravel()
+        return reward_kind(rewards, np.append(np.diff(self.numbers) != 0, True))
 
     def _rewards(self, steps):
-        for name in ("next.reward", "next.success"):
-            if name in self.columns:
-                return self.columns[name][steps].astype(np.float64).ravel()
+        if self.rewarded is not None:
+            return self.columns[self.rewarded][steps].astype(np.float64).ravel()
         remark = f"{self.place}: no next.reward: every episode counts as a success at its end, reward 1"
         self.remarks += [remark] * (remark not in self.remarks)
         return (steps == steps[-1]).astype(np.float64)
