@@ -400,6 +400,13 @@ def test_success_is_read_where_rewards_were_never_written(foreign):
     assert "next.reward is 0 throughout: next.success is read instead" in demos.warnings[0]
 
 
+@reading
+def test_a_camera_that_the_mapping_does_not_name_has_its_own_name(foreign):
+    mapping = {"gripper": COMMANDS, "cameras": {"top": "observation.images.front"}}
+    demos = read_demos(describe(foreign, **mapping), ["top", "front"], LEARNED)
+    assert np.array_equal(*(demos.transitions[3]["observations"][key] for key in ("top", "front")))
+
+
 VIDEO = "videos/observation.images.front/"
 
 

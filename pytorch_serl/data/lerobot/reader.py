@@ -110,9 +110,8 @@ def _read_mapping(place, root):
 
 
 def _camera(place, key, mapping, features):
-    names = (
-        [(mapping.cameras or {}).get(key)] if mapping.cameras else [f"observation.images.{key}", f"observation.{key}"]
-    )
+    cameras = mapping.cameras or {}
+    names = [cameras[key]] if key in cameras else [f"observation.images.{key}", f"observation.{key}"]
     pictures = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
     for name in names:
         if name in pictures:
