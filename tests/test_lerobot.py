@@ -407,6 +407,25 @@ def test_a_camera_that_the_mapping_does_not_name_has_its_own_name(foreign):
     assert np.array_equal(*(demos.transitions[3]["observations"][key] for key in ("top", "front")))
 
 
+@reading
+def test_a_mask_of_others_means_something_else(foreign):
+    """Without `final` beside it, it is no column of this project."""
+    edit_table(foreign, "data", lambda rows: [row | {"mask": 1.0} for row in rows])
+    edit_info(foreign, lambda info: info["features"].update(mask={"dtype": "float32", "shape": [1]}))
+    demos = read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED)
+    assert [t["masks"] for t in demos.transitions[:LENGTH]] == [1] * (LENGTH - 1) + [0]
+
+
+@reading
+def test_a_column_that_nobody_reads_may_hold_anything(foreign):
+    ragged = [[0.0], [0.0, 1.0], None]
+    edit_table(foreign, "data", lambda rows: [row | {"touch": ragged[i % 3]} for i, row in enumerate(rows)])
+    edit_info(foreign, lambda info: info["features"].update(touch={"dtype": "float32", "shape": [2]}))
+    assert len(read_demos(describe(foreign, gripper=COMMANDS), "front", LEARNED).transitions) == EPISODES * LENGTH
+    with pytest.raises(DataError, match="transition 1: episode 0: touch: got list"):
+        read_demos(describe(foreign, gripper=COMMANDS, state=["touch"]), "front", LEARNED)
+
+
 VIDEO = "videos/observation.images.front/"
 
 

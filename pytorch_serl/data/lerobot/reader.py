@@ -18,6 +18,7 @@ from pytorch_serl.data.rewards import SAME, reward_kind
 MAPPING = "pytorch_serl.json"
 FINAL, MASK, PENALTY = "final", "mask", "grasp_penalty"  # columns of datasets that this project wrote
 PENALTIES = (PENALTY, "complementary_info.discrete_penalty")
+READ = ("episode_index", "task_index", "next.reward", "next.success")  # beside those that the mapping names
 KINDS = {  # of the entries of MAPPING
     "cameras": (dict,),
     "state": (list,),
@@ -152,7 +153,12 @@ class _Rows:
     def __init__(self, place, root, mapping, features, setup_mode):
         self.place, self.mapping, self.remarks = place, mapping, []
         numeric = ("float", "int", "uint", "bool")
-        names = [name for name, feature in features.items() if feature["dtype"].startswith(numeric)]
+        self.names = [name for name, feature in features.items() if feature["dtype"].startswith(numeric)]
+        states = mapping.state if mapping.state is not None else ["observation.state"]
+        used = {mapping.action, *states, *READ, *PENALTIES}
+        if {FINAL, MASK} <= set(self.names):  # one alone is another's, and means something else
+            used |= {FINAL, MASK}
+        names = [name for name in self.names if name in used]
         table = read_table(place, root, "data", names)
         self.columns = {name: self._numbers(table, name) for name in names}
         self.numbers = self._column("episode_index").ravel()  # (N,)
@@ -169,8 +175,7 @@ class _Rows:
             self.action[:, column] = self._gripper(self.action[:, column])
         self.rewarded = self._rewarded()
         self.kind = self._kind()
-        states = mapping.state if mapping.state is not None else ["observation.state"] * ("observation.state" in names)
-        self.state = self._state(states)
+        self.state = self._state(states if mapping.state is not None else [name for name in states if name in names])
 
     def _numbers(self, table, name):
         """A column as an array; an error names the first row that has nothing, or something of another shape."""
@@ -194,7 +199,7 @@ class _Rows:
     def _column(self, name):
         if name not in self.columns:
             raise self.place.error(
-                name, f"the columns {', '.join(self.columns)}", f"the column {name!r}", f"correct {MAPPING}"
+                name, f"the columns {', '.join(self.names)}", f"the column {name!r}", f"correct {MAPPING}"
             )
         return self.columns[name]
 
