@@ -31,6 +31,7 @@ KINDS = {  # of the entries of MAPPING
     "combine": (str,),
     "image_size": (int,),
 }
+ITEMS = {"cameras": (str,), "state": (str,), "entries": (str, int), "low": (int, float), "high": (int, float)}
 COMBINE = {"mean": np.mean, "sum": np.sum, "last": lambda x, axis: x[-1]}
 
 
@@ -104,6 +105,10 @@ def _read_mapping(place, root):
         kinds = KINDS[name]
         if value is not None and not isinstance(value, kinds):
             raise place.error(f"{MAPPING}: {name}", show(value), " or ".join(kind.__name__ for kind in kinds), see)
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            if name in ITEMS and not isinstance(item, ITEMS[name]):
+                wanted = " or ".join(kind.__name__ for kind in ITEMS[name])
+                raise place.error(f"{MAPPING}: {name}", f"{show(item)} in it", wanted, see)
     mapping = Mapping(**content)
     if mapping.image_size is not None and mapping.image_size < 1:
         raise place.error(f"{MAPPING}: image_size", f"{mapping.image_size}", "a side in pixels, or null", see)
@@ -228,7 +233,7 @@ class _Rows:
             np.array(default if x is None else x, float)
             for x, default in ((self.mapping.low, [-1] * count), (self.mapping.high, [1] * count))
         )
-        if low.shape != (count,) or high.shape != (count,) or (low >= high).any():
+        if low.shape != (count,) or high.shape != (count,) or not (low < high).all():
             raise self.place.error(
                 "low, high",
                 f"{low.tolist()}, {high.tolist()}",
