@@ -429,6 +429,12 @@ def test_a_column_that_nobody_reads_may_hold_anything(foreign):
         read_demos(describe(foreign, gripper=COMMANDS, state=["touch"]), "front", LEARNED)
 
 
+@reading
+def test_the_number_of_entries_is_checked_before_the_gripper_is_asked_for(foreign):
+    with pytest.raises(DataError, match="actions: got 3 entries, wanted an even number for dual-arm-learned-gripper"):
+        read_demos(describe(foreign), "front", "dual-arm-learned-gripper")
+
+
 VIDEO = "videos/observation.images.front/"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytorch_serl.data.actions import SNAP_DISTANCE, gripper_columns
+from pytorch_serl.data.actions import SNAP_DISTANCE, check_action_dim, gripper_columns
 from pytorch_serl.data.checks import NOT_FINITE, ROUNDING, Place, show
 from pytorch_serl.data.lerobot.files import AGAIN, read_frames, read_table, require_packages, resized
 from pytorch_serl.data.lerobot.metadata import INFO, check_info, entry_names, read_episodes, read_json
@@ -173,6 +173,7 @@ class _Rows:
                 f"{place}: {tasks} tasks (task_index), read as one: nothing tells the policy which is meant"
             )
         self.action = self._action(features)  # (N, A)
+        check_action_dim(place, self.action.shape[1], setup_mode)
         self.grippers = gripper_columns(self.action.shape[1], setup_mode)
         self.arm = [column for column in range(self.action.shape[1]) if column not in self.grippers]
         self.low, self.high = self._range()
