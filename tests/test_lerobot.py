@@ -301,6 +301,26 @@ def test_penalties_are_written_wherever_the_first_is(tmp_path):
     assert [t["grasp_penalty"] for t in got] == [-0.02 * (i == 4) for i in range(len(got))]
 
 
+@reading
+def test_a_depth_camera_is_left_out(tmp_path, capsys):
+    """It stands in no video; that is said, and the others are written."""
+    demos = transitions()
+    for t in demos:
+        for key in ("observations", "next_observations"):
+            t[key] = t[key] | {"depth": np.ones((48, 64, 1), np.float32), "side": t[key]["front"]}
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps(demos))
+    options = ["--demo_paths", str(tmp_path / "demos.pkl"), "--fps", str(FPS), "--output_dir"]
+    for more, cameras in (([], ["front", "side"]), (["--image_keys", "side"], ["side"])):
+        root = tmp_path / cameras[0]
+        assert lerobot_writer.main([*options, str(root), *more]) == 0
+        assert sorted(json.loads((root / reader.MAPPING).read_text())["cameras"]) == cameras
+        assert ("'depth' is left out: float32 array of shape (48, 64, 1)" in capsys.readouterr().out) == (not more)
+    assert lerobot_writer.main([*options, str(tmp_path / "none"), "--image_keys", "depth"]) == 2
+    assert "observations['depth']: got float32 array" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        lerobot_writer.main([*options, str(tmp_path / "none"), "--image_keys", "side", "--run_dir", str(tmp_path)])
+
+
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "av", None)

@@ -43,16 +43,24 @@ PANDAS = json.dumps(
 )
 
 
-def read_episodes(demo_paths: Iterable[str], run_dir: str | None) -> Iterator[tuple[Place, list[dict]]]:
+def read_episodes(
+    demo_paths: Iterable[str], run_dir: str | None, image_keys: list[str] | None = None
+) -> Iterator[tuple[Place, list[dict]]]:
     """The episodes of demo files, or those that a run recorded in `episodes/`: where they are, and their transitions.
 
+    Args:
+        image_keys: the demo files' cameras to write; None: those with colour images.
     Raises DataError for a transition that `read_demos` would refuse.
     """
     for path in demo_paths:
         raw, start = load_transitions(path), 0
         episode: list[dict] = []
+        if not raw:  # a run was stopped between a reset and the first step
+            continue
+        observation, has_masks = _first_observation(path, raw), "masks" in raw[0]
+        cameras = image_keys or _cameras(path, observation)
         for index, item in enumerate(raw):
-            episode.append(_checked(Place(path, index), item, raw[0]))
+            episode.append(read_transition(Place(path, index), item, cameras, "state" in observation, has_masks))
             if episode[-1]["dones"] or index == len(raw) - 1:
                 yield Place(path, start, index), episode
                 episode, start = [], index + 1
@@ -61,15 +69,27 @@ def read_episodes(demo_paths: Iterable[str], run_dir: str | None) -> Iterator[tu
             yield Place(str(path)), episode
 
 
-def _checked(place: Place, item: dict, first: dict) -> dict:
-    """The transition in this project's form, with all cameras that the file's first one has."""
-    observation = take(place, first, "observations")
+def _first_observation(path: str, raw: list[dict]) -> dict:
+    place = Place(path, 0)
+    observation = take(place, raw[0], "observations")
     if not isinstance(observation, dict):
         raise place.error(
             "observations", show(observation), "a dict of images and state", "save observations as a dict"
         )
-    cameras = [key for key, value in observation.items() if np.ndim(value) >= 3]
-    return read_transition(place, item, cameras, "state" in observation, "masks" in first)
+    return observation
+
+
+def _cameras(path: str, observation: dict) -> list[str]:
+    """The cameras with colour images in a file's first observation; prints which are left out.
+
+    Where there are none, all of them: reading them says what is wrong.
+    """
+    images = {key: value for key, value in observation.items() if np.ndim(value) >= 3}
+    arrays = {key: value for key, value in images.items() if isinstance(value, np.ndarray)}
+    colour = [key for key, value in arrays.items() if value.dtype == np.uint8 and value.shape[-1] == 3]
+    for key in (key for key in images if colour and key not in colour):
+        print(f"{path}: {key!r} is left out: {show(images[key])}, not uint8 (H, W, 3)")
+    return colour or list(images)
 
 
 class DatasetWriter:
@@ -253,6 +273,7 @@ def _column(pa, values):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--demo_paths", nargs="+", default=[], help="demo files (pickles)")
+    parser.add_argument("--image_keys", nargs="+", help="cameras of --demo_paths; None: all with colour images")
     parser.add_argument("--run_dir", help="a run of train_hybrid.py, for its episodes/")
     parser.add_argument("--fps", type=int, required=True, help="control steps per second of the recording")
     parser.add_argument("--task", default="", help="what is done, in words")
@@ -260,6 +281,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.fps < 1 or not (args.demo_paths or args.run_dir):
         parser.error("wanted --fps of 1 or more, and --demo_paths or --run_dir")
+    if args.image_keys and args.run_dir:
+        parser.error("--image_keys chooses among the cameras of --demo_paths; a run is written with those it used")
     return args
 
 
@@ -270,7 +293,7 @@ def main(argv=None):
     writer = None
     try:
         writer = DatasetWriter(Path(args.output_dir), args.fps, args.task)
-        for place, episode in read_episodes(args.demo_paths, args.run_dir):
+        for place, episode in read_episodes(args.demo_paths, args.run_dir, args.image_keys):
             writer.add(place, episode)
         writer.close()
     except (OSError, ValueError) as error:
