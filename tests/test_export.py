@@ -134,6 +134,20 @@ def test_without_options_it_takes_the_demos_of_the_run(saved, tmp_path):
     assert len(found) == 5 and "demos.pkl" in words and "gone" not in words and tolerance == check.TOLERANCE
 
 
+@pytest.mark.parametrize("damage", ["absent", "other", "broken"])
+def test_demos_of_the_run_that_no_longer_fit_stop_no_export(damage, saved, tmp_path, capsys):
+    demos = make_demos(tmp_path / "demos.pkl", keys=("side",)) if damage == "other" else tmp_path / "demos.pkl"
+    if damage == "broken":
+        demos.write_bytes(b"nothing")
+    (tmp_path / "settings.json").write_text(json.dumps({"demo_paths": [str(demos)]}))
+    found, words, _ = check.gather(load_agent(saved / "best.pt"), [], tmp_path, 2)
+    assert len(found) == 2 and words == "random"
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("the demos of the run do not serve") and str(demos) in said if damage != "absent" else not said
+    )
+
+
 def test_another_action_is_an_error_and_leaves_no_file(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(policy, "join_actions", lambda arm, *rest: torch.cat([arm, torch.ones_like(arm[:, :1])], -1))
     options = {"ckpt": saved / "best.pt", "output_dir": tmp_path, "formats": "pt2", "observations": 8}

@@ -47,22 +47,30 @@ def gather(agent: SACAgent, paths: list[str], run_dir: Path, count: int) -> tupl
 
     Args:
         paths: demo files. Without any, the steps that training recorded in `run_dir` serve, the last episodes first,
-            else the demos that its settings name. Where these are too few, they come again, shifted by a few pixels;
-            where there is nothing, images and states are random.
-    Raises ValueError for what cannot be read.
+            else the demos that its settings name, as far as they can be read. Where these are too few, they come
+            again, shifted by a few pixels; where there is nothing, images and states are random.
+    Raises ValueError for demo files or steps that cannot be read.
     """
     rng = np.random.default_rng(0)
-    if paths or not episode_files(run_dir):
-        paths = paths or _demos_of(run_dir)
-        steps, source = _demo_steps(agent, paths), ", ".join(paths)
+    if paths or episode_files(run_dir):
+        steps = _demo_steps(agent, paths) if paths else _run_steps(agent, run_dir)
+        source, found = ", ".join(paths) or str(run_dir / FOLDER), _first(steps, count)
     else:
-        steps, source = _run_steps(agent, run_dir), str(run_dir / FOLDER)
-    found = [obs for obs, _ in zip(steps, range(count))]
+        paths = _demos_of(run_dir)
+        source, found = ", ".join(paths), []
+        try:
+            found = _first(_demo_steps(agent, paths), count)
+        except (ValueError, OSError) as error:  # nobody named them here; they may have been recorded anew since
+            print(f"the demos of the run do not serve for the check: {error}")
     if not found:
         return _random(agent, count, rng), "random", RANDOM_TOLERANCE
     again = [_shifted(found[i % len(found)], agent.image_keys, rng) for i in range(count - len(found))]
     words = f"{len(found):,} recorded in {source}" + f", {len(again):,} of them shifted" * bool(again)
     return found + again, words, TOLERANCE
+
+
+def _first(steps: Iterator[Obs], count: int) -> list[Obs]:
+    return [obs for obs, _ in zip(steps, range(count))]
 
 
 def _demos_of(run_dir: Path) -> list[str]:
