@@ -11,6 +11,7 @@ another seed. clone: train_offline.py --algo bc, 2,500 updates, solved of 100 un
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -89,9 +90,17 @@ def recording(folder: Path, mode: str, seed: int) -> Path:
     return data
 
 
+def run_name(name: str) -> str:
+    """A backbone in the name of its runs: of a file with some of its content's hash, since many are `backbone.pt`."""
+    path = Path(probes.as_option(name)).expanduser()
+    if not path.is_file():
+        return name
+    return f"{Path(name).stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+
+
 def classifier_row(name: str, mode: str, seed: int, args: argparse.Namespace) -> list[str]:
     """AUC, recall at 1 % false positives, and both rates at the classifier's own threshold, on scenes of OTHER_SEED."""
-    out = (args.output_dir / f"{mode}-classifier-{Path(name).stem}-{seed}").resolve()
+    out = (args.output_dir / f"{mode}-classifier-{run_name(name)}-{seed}").resolve()
     if not (out / "validation.json").exists():
         data = recording(args.output_dir, mode, 0)
         run("train_classifier.py", "--success_dir", data / "success", "--failure_dir", data / "failure", "--image_keys",
@@ -114,7 +123,7 @@ def classifier_row(name: str, mode: str, seed: int, args: argparse.Namespace) ->
 
 def clone_row(name: str, mode: str, cameras: str, seed: int, args: argparse.Namespace) -> list[str]:
     """Solved of 100 with its 95 % Wilson interval, and the minutes."""
-    out = (args.output_dir / f"{mode}-clone-{cameras}-{Path(name).stem}-{seed}").resolve()
+    out = (args.output_dir / f"{mode}-clone-{cameras}-{run_name(name)}-{seed}").resolve()
     if not (out / "evaluation.json").exists():
         wrists = ["wrist"] if num_arms(mode) == 1 else ["wrist_left", "wrist_right"]
         keys = ["image", *(wrists if cameras == "all" else [])]

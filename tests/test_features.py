@@ -69,6 +69,15 @@ def test_recordings_are_made_by_a_command_that_exists(seed, monkeypatch, tmp_pat
     assert (args.seed, args.setup_mode, args.output_dir) == (seed, FIXED, str(data)) and not args.image_keys
 
 
+def test_runs_of_two_files_of_one_name_are_told_apart(tmp_path):
+    """The second's figures were read from the first's run."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "backbone.pt").write_text(name)
+    first, second = (features.run_name(str(tmp_path / name / "backbone.pt")) for name in ("a", "b"))
+    assert first != second and first.startswith("backbone-") and features.run_name("random") == "random"
+
+
 def test_places_are_where_the_task_says(monkeypatch):
     frames, places = features.place_frames(FIXED, 3, seed=0)
     assert frames.shape == (3, 128, 128, 3) and places.shape == (3, 2) and np.abs(places).max() <= 12
