@@ -7,8 +7,8 @@
 Three questions, each answered by ridge regression on the features and on episodes or scenes that were held out: how far
 off is a clone of the demos (share of the actions' variance that stays unexplained), how well does it tell the recorded
 state from the pictures alone (the same share), and how well does it order success and failure frames (AUC). It says
-which backbone to take: the one that clones best, unless another tells success clearly better. Without --backbones it
-compares random, shipped, and the published weights where they are.
+which backbone to take: the one that clones best, unless another tells success clearly better, and whether it beats a
+random one at that. Without --backbones it compares random, shipped, and the published weights where they are.
 """
 
 import argparse
@@ -93,8 +93,13 @@ def best(figures: dict[str, dict[str, float]]) -> tuple[str, str]:
     names = [name for name in figures if name != "random"] or list(figures)
     choice = min(names, key=lambda name: figures[name]["cloning"])
     sees = max(names, key=lambda name: figures[name].get("AUC", 0.0))
-    if figures[sees].get("AUC", 0.0) > figures[choice].get("AUC", 0.0) + CLEARLY:
+    auc = {name: row.get("AUC", 0.0) for name, row in figures.items()}
+    if auc[sees] > auc[choice] + CLEARLY:
+        if auc.get("random", 0.0) >= auc[sees]:
+            return sees, "it tells success no better than a random one on these frames; record more"
         return sees, f"it tells success from failure clearly better than {choice}, which clones best"
+    if choice != "random" and figures.get("random", {}).get("cloning", np.inf) <= figures[choice]["cloning"]:
+        return choice, "its clone of the demos is no better than a random one's on held-out episodes; record more"
     return choice, "its clone of the demos is the nearest on held-out episodes"
 
 

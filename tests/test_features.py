@@ -138,6 +138,13 @@ def test_choice(figures, wanted):
     )
 
 
+@pytest.mark.parametrize(("random", "said"), [(0.3, "no better than a random one's"), (0.31, "is the nearest")])
+def test_a_choice_that_does_not_beat_chance_says_so(random, said):
+    figures = {"random": {"cloning": random}, "a": {"cloning": 0.3}, "b": {"cloning": 0.4}}
+    choice, why = compare_backbones.best(figures)
+    assert choice == "a" and said in why and ("record more" in why) == (random == 0.3)
+
+
 def test_unexplained_is_one_for_noise_and_nothing_for_a_linear_function():
     rng = np.random.default_rng(0)
     x, groups = rng.normal(size=(200, 10)), np.repeat(np.arange(20), 10)
