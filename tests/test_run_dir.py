@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import multiprocessing as mp
 import os
 import pty
@@ -22,7 +23,7 @@ import train_offline
 from pytorch_serl.scaling import processes
 from pytorch_serl.scaling.processes import SharedParameters
 from pytorch_serl.training import run
-from pytorch_serl.training.run import LEARNER_LOCK, RUN_LOCK, hold_run_dir, prepare_run_dir
+from pytorch_serl.training.run import LEARNER_LOCK, RUN_LOCK, hold_run_dir, prepare_run_dir, save_settings
 from pytorch_serl.utils.files import RunInUse, wait_for_lock
 from pytorch_serl.utils.signals import STOP_SIGNALS, catch_stops, uninterrupted
 from tests import test_hybrid, test_offline
@@ -92,6 +93,15 @@ def test_overwrite_takes_the_frames_that_a_classifier_called_success(tmp_path):
         (folder / name).touch()
     prepare_run_dir(tmp_path, resume=False, overwrite=True)
     assert not list(folder.glob("*"))
+
+
+def test_a_resumed_runs_settings_name_the_backbone_that_it_began_with(tmp_path):
+    for resume, backbone, wanted in ((False, "a.pt", "a.pt"), (True, "b.pt", "a.pt"), (False, "b.pt", "b.pt")):
+        save_settings(tmp_path, {"resume": resume, "backbone": backbone, "lr": 0.1})
+        assert json.loads((tmp_path / "settings.json").read_text())["backbone"] == wanted
+    (tmp_path / "settings.json").write_text("{]")
+    save_settings(tmp_path, {"resume": True, "backbone": "c.pt"})
+    assert json.loads((tmp_path / "settings.json").read_text())["backbone"] == "c.pt"
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -262,8 +262,15 @@ def print_settings(settings: dict[str, Any]) -> None:
 
 
 def save_settings(path: str | os.PathLike, settings: dict[str, Any]) -> None:
-    """Save the resolved settings as `settings.json` in the run directory `path`."""
-    save_json(Path(path) / SETTINGS, settings)
+    """Save the resolved settings as `settings.json` in the run directory `path`.
+
+    A resumed run has the backbone that it began with, whatever --backbone says, and so do its settings.
+    """
+    file = Path(path) / SETTINGS
+    if settings["resume"] and file.is_file():
+        with suppress(ValueError, LookupError, TypeError):  # damaged
+            settings = settings | {"backbone": json.loads(file.read_text())["backbone"]}
+    save_json(file, settings)
 
 
 # ---------------------------------------------------------------- metrics
