@@ -137,6 +137,10 @@ def check_args(args):
     for name, (fine, wanted) in limits.items():
         if not fine:
             raise ValueError(f"--{name} is {getattr(args, name)}; wanted {wanted}")
+    if args.backbone is not None and args.download_backbone:
+        raise ValueError(
+            f"--download_backbone fetches the published weights, --backbone says {args.backbone}; give one"
+        )
 
 
 @dataclass

@@ -120,6 +120,8 @@ def resolve(args, parser):
         parser.error("--eval_episodes needs an environment; give --env as well")
     if args.final_episodes is not None and not args.env:
         parser.error("--final_episodes needs an environment; give --env as well")
+    if args.stop_at is not None and not args.env:
+        parser.error("--stop_at needs an environment; give --env as well")
     if not args.sampled and not args.env:
         parser.error("--no-sampled needs an environment; give --env as well")
     if args.env_args and not args.env:

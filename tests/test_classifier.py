@@ -681,6 +681,7 @@ def test_bad_data_is_one_line_and_exit_2(data, tmp_path, capsys, kind, message):
         ({"seed": -1}, "--seed is -1"),
         ({"image_keys": "wrist"}, "wrist.*image"),
         ({"device": "cuda:99"}, "cuda:99.*not usable"),
+        ({"backbone": "random", "download_backbone": True}, "--backbone says random; give one"),
         ({"backbone": "nowhere.pt"}, "nowhere.pt: no such backbone"),
         ({"resume": True}, "last.pt: no checkpoint to resume from"),
         ({"resume": True, "overwrite": True}, "exclude each other"),

@@ -981,6 +981,7 @@ BAD = {
     "capacity": ({"buffer_capacity": 0}, "--buffer_capacity is 0"),
     "clone steps": ({"clone_steps": 0}, "--clone_steps is 0"),
     "clone weight": ({"clone_weight": -1}, "--clone_weight is -1.0; wanted 0 or more"),
+    "clone of nothing": ({"clone_weight": 5, "pretrain_steps": 0}, "--pretrain_steps 0 clones nothing; leave one of"),
     "pretrain": ({"pretrain_steps": -1}, "--pretrain_steps is -1"),
     "stop_at": ({"stop_at": 95}, "--stop_at is 95.0; wanted a success rate from 0 to 1"),
     "eval_every": ({"eval_every": 0}, "--eval_every is 0"),
@@ -1014,6 +1015,12 @@ def test_bad_input_is_one_line_and_exit_2(name, demos, tmp_path, capsys):
     changes, message = BAD[name]
     refused(train_hybrid, capsys, message, words(demos, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_views_beside_a_trained_backbone_are_said_to_do_nothing(demos, tmp_path, capsys):
+    for views, said in ((3, True), (None, False)):
+        train_hybrid.parse_args(words(demos, tmp_path, views=views, train_backbone=True))
+        assert ("--views 3 has no effect with --train_backbone" in capsys.readouterr().out) == said
 
 
 def test_a_buffer_beyond_the_memory(demos, tmp_path, capsys):

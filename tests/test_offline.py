@@ -348,6 +348,8 @@ BAD = {
     "seed": ({"seed": -1}, "--seed is -1"),
     "device": ({"device": "abacus"}, "device 'abacus' is not usable"),
     "episodes": ({"eval_episodes": 5}, "--eval_episodes needs an environment"),
+    "stop_at": ({"stop_at": 0.9}, "--stop_at needs an environment"),
+    "two backbones": ({"backbone": "random", "download_backbone": True}, "--backbone says random; give one"),
     "env": ({"env": "NoSuchTask-v0"}, "--env NoSuchTask-v0"),
     "other env": ({"env": "built-in"}, "--env built-in does not fit the demos: observation 'image' is (128, 128, 3)"),
     "backbone": ({"backbone": "none.pt"}, "none.pt: no such backbone file"),

@@ -10,6 +10,7 @@ from pytorch_serl.training.humans import has_device
 from pytorch_serl.training.run import Parser, user_errors
 from pytorch_serl.utils.device import pick_device
 
+STOP_AT = 0.98
 # what a resumed run may have otherwise: where things are, how long and where it runs, how it is watched
 MAY_CHANGE = (
     *("demo_paths", "save_dir", "init_ckpt", "eval_ckpt", "classifier_ckpt", "backbone", "download_backbone"),
@@ -89,9 +90,8 @@ def add_run_arguments(parser: Parser, eval_every: int, unit: str) -> argparse._A
     run.add_argument(
         "--stop_at",
         type=float,
-        default=0.98,
-        help="stop at this success rate; an evaluation that reaches it goes on over twice as many other episodes, and "
-        "all of them count",
+        help=f"stop at this success rate, default {STOP_AT}; an evaluation that reaches it goes on over twice as many "
+        "other episodes, and all of them count",
     )
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
@@ -139,7 +139,12 @@ def fixed_settings(args: argparse.Namespace, may_change: Iterable[str] = ()) -> 
 
 
 def check_shared(args: argparse.Namespace, parser: Parser) -> None:
-    """Refuse numbers of the shared options that cannot be meant."""
+    """Refuse numbers of the shared options that cannot be meant, and a --backbone beside --download_backbone; fill in
+    --stop_at."""
+    if args.stop_at is None:
+        args.stop_at = STOP_AT
+    if args.backbone is not None and args.download_backbone:
+        parser.error(f"--download_backbone fetches the published weights, --backbone says {args.backbone}; give one")
     at_least_one = ("max_steps", "batch_size", "views", "eval_every")
     parser.require(args, {name: (getattr(args, name) >= 1, "1 or more") for name in at_least_one})
     parser.require(
@@ -153,6 +158,8 @@ def check_shared(args: argparse.Namespace, parser: Parser) -> None:
             "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
         },
     )
+    if args.train_backbone and args.views != parser.get_default("views"):
+        print(f"--views {args.views} has no effect with --train_backbone: frames are stored as they are, uncropped")
 
 
 def check_cluster(args: argparse.Namespace, parser: Parser) -> None:

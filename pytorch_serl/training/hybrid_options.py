@@ -33,6 +33,7 @@ from pytorch_serl.training.run import SETTINGS, Parser, user_errors
 from pytorch_serl.training.view import add_view_arguments
 
 SAVE_DIR = "./hybrid_ckpt"
+CLONE_WEIGHT = 20.0
 PRETRAIN_STEPS, PRETRAIN_PASSES = 1000, 150  # updates at least; times that each transition of the demos is seen
 
 
@@ -92,8 +93,8 @@ def parse_args(argv=None):
     learn.add_argument(
         "--clone_weight",
         type=float,
-        default=20.0,
-        help="weight of the cloning term at the start, next to Q-values of at most 1",
+        help=f"weight of the cloning term at the start, next to Q-values of at most 1; default {CLONE_WEIGHT:g}, 0 "
+        "without --init_ckpt and pretraining",
     )
     learn.add_argument(
         "--clone_steps",
@@ -178,8 +179,13 @@ def resolve(args, parser):
         args.training_starts = 100 if warm else 1000
     if args.random_steps is None:
         args.random_steps = 0 if warm else 1000
-    if not warm:
-        args.clone_weight = 0.0
+    if args.clone_weight and not warm:
+        parser.error(
+            f"--clone_weight {args.clone_weight:g} keeps a policy near what it cloned, and --pretrain_steps 0 clones "
+            "nothing; leave one of them out"
+        )
+    if args.clone_weight is None:
+        args.clone_weight = CLONE_WEIGHT if warm else 0.0
     if (args.reward == "human" or args.confirm) and not (args.human and has_device(args.human)):
         parser.error("--reward human and --confirm want your verdict; add --human keyboard or another device")
     if (args.success_state or args.success_frames > 1) and args.reward != "classifier":
