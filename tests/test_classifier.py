@@ -327,6 +327,13 @@ def test_figures_that_say_nothing_are_said_to(gap, informative):
     assert "AUC" in describe(old)  # of a classifier that an earlier version saved
 
 
+@pytest.mark.parametrize("max_fpr, note", [(0.0, "above all 5 failures"), (0.1, "hold back at least 9"), (0.2, "")])
+def test_what_few_failures_cannot_show(max_fpr, note):
+    report = validation_report(np.linspace(-3, 3, 10), np.repeat([0, 1], 5), max_fpr)
+    last = describe(report).splitlines()[-1]
+    assert note in last and ("note:" in last) == bool(note) and "many more" not in last
+
+
 # ---------------------------------------------------------------- what the scripts share
 
 

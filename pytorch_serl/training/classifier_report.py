@@ -130,10 +130,13 @@ def describe(report: dict[str, Any]) -> str:
             f"  warning: to keep false positives at {report['max_fpr']:.1%} the threshold misses most successes; "
             "record more failure frames that look like success, or use better features (--backbone, --train_backbone)"
         )
-    if (report["failure_frames"] + 1) * report["max_fpr"] < 1:
+    count = report["failure_frames"]
+    if report["max_fpr"] == 0:
+        lines.append(f"  note: no number of frames shows a rate of 0; the threshold is above all {count} failures")
+    elif (count + 1) * report["max_fpr"] < 1:
         lines.append(
-            f"  note: {report['failure_frames']} failure frames cannot show a rate of {report['max_fpr']:.1%}; hold "
-            f"back at least {int(np.ceil(1 / report['max_fpr'])) - 1 if report['max_fpr'] else 'many more'}"
+            f"  note: {count} failure frames cannot show a rate of {report['max_fpr']:.1%}; hold "
+            f"back at least {int(np.ceil(1 / report['max_fpr'])) - 1}"
         )
     return "\n".join(lines)
 
