@@ -345,6 +345,11 @@ def with_judges(env, args):
     """The environment with the classifier and the human with a device that the options ask for."""
     if args.reward == "classifier":
         classifier = RewardClassifier.from_checkpoint(args.classifier_ckpt, args.device)
+        if not classifier.validation.get("informative", True):
+            print(
+                f"WARNING: {args.classifier_ckpt}: its validation frames do not show that it tells success from "
+                "failure: do not let it reward a robot; record more scenes and train it again"
+            )
         env = ClassifierReward(env, classifier, args.success_frames, state_conditions(args.success_state))
     if has_device(args.human):
         judge = "alone" if args.reward == "human" else "confirm" if args.confirm else "overrule"

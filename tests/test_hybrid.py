@@ -662,17 +662,19 @@ def test_episodes_side_by_side_are_those_one_after_another(options):
     assert many == one and one.episodes == (20 if "screen" in options else 27)
 
 
-def test_training_with_a_classifier(demos, tmp_path):
+def test_training_with_a_classifier(demos, tmp_path, capsys):
     classifier = RewardClassifier(["image"], device="cpu")
     classifier.threshold = 1.0  # never
     classifier.save(tmp_path / "classifier.pt")
     reward = {"reward": "classifier", "classifier_ckpt": tmp_path / "classifier.pt"}
     train_hybrid.main(words(demos, tmp_path / "never", env="TinySilent-v0", **reward))
+    assert "do not let it reward a robot" not in capsys.readouterr().out
     recent = content(tmp_path / "never")["progress"]["recent"]
     assert [row[:3] for row in recent] == [[0.0, 0, LENGTH]] * 2
-    classifier.threshold = 0.0  # at once
+    classifier.threshold, classifier.validation = 0.0, {"informative": False}  # at once
     classifier.save(tmp_path / "classifier.pt")
     train_hybrid.main(words(demos, tmp_path / "always", env="TinySilent-v0", stop_at=0, max_steps=3, **reward))
+    assert "classifier.pt: its validation frames do not show that it tells" in capsys.readouterr().out
     evaluation = json.loads((tmp_path / "always/evaluation.json").read_text())["deterministic"]
     assert evaluation["successes"] == 1 and evaluation["mean_steps_to_success"] == 1
 
