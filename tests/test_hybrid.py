@@ -275,7 +275,7 @@ def test_the_policys_gripper_commands_are_counted(demos, tmp_path):
 
 def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
     """Takes over in the second step, moves twice, ends the episode with success; in evaluations only the verdict."""
-    keys = iter(["", "", "t", "w", "a", "ty"] + [""] * 1000)
+    keys = iter(["", "", "", "t", "w", "a", "ty"] + [""] * 1000)
 
     class Terminal:
         def read(self, timeout=0.0):
@@ -295,7 +295,7 @@ def test_a_human_at_the_keyboard(demos, tmp_path, monkeypatch):
 
 
 def test_a_human_who_judges_and_moves_nothing_is_not_imitated(demos, tmp_path, monkeypatch):
-    keys = iter(["", "", "t", "w", "n"] + [""] * 100)
+    keys = iter(["", "", "", "t", "w", "n"] + [""] * 100)
     terminal = type("Terminal", (), {"read": lambda self, timeout=0.0: next(keys)})
     monkeypatch.setattr("pytorch_serl.envs.human.keyboard.Terminal", terminal)
     run = training(demos, tmp_path, human="keyboard", env="TinySilent-v0", reward="human")
