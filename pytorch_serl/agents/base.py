@@ -37,6 +37,27 @@ def _need(obs: Any, keys: Iterable[str]) -> None:
         raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}")
 
 
+def check_settings(
+    state_dim: int,
+    discount: float,
+    tau: float,
+    q_range: tuple[float, ...] | None,
+    init_temperature: float,
+    dropout: float,
+) -> None:
+    """Raise ValueError for numbers with which no agent can be made, or none would learn."""
+    for name, value, fine, wanted in (
+        ("state_dim", state_dim, state_dim >= 0, "0 or more"),
+        ("discount", discount, 0 <= discount <= 1, "0 to 1"),
+        ("tau", tau, 0 <= tau <= 1, "a share from 0 to 1"),
+        ("q_range", q_range, q_range is None or (len(q_range) == 2 and q_range[0] < q_range[1]), "(lowest, highest)"),
+        ("init_temperature", init_temperature, init_temperature > 0, "a number above 0"),
+        ("dropout", dropout, 0 <= dropout < 1, "a rate from 0 to below 1"),
+    ):
+        if not fine:
+            raise ValueError(f"{name} is {value}; wanted {wanted}")
+
+
 def _float_features(x: torch.Tensor) -> torch.Tensor:
     """Stored features (B, C, 16) as float32; on a CPU with gaps between the rows.
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pytorch_serl.agents.base import PixelAgent, Tensors
+from pytorch_serl.agents.base import PixelAgent, Tensors, check_settings
 from pytorch_serl.networks.actor_critic import Actor, Critic, GraspCritic, Temperature, sample_tanh_normal
 from pytorch_serl.networks.resnet import KEYPOINT_MAPS, ObservationEncoder, ResNet10, check_image_keys
 from pytorch_serl.utils.device import DEVICE, make_adam, pick_device
@@ -48,27 +48,6 @@ def join_actions(arm_actions: torch.Tensor, grasp_q: torch.Tensor, num_grippers:
     commands = torch.stack([index.div(p, rounding_mode="floor") % 3 - 1 for p in places], -1)  # (B, G)
     blocks = arm_actions.unflatten(-1, (num_grippers, -1))
     return torch.cat([blocks, commands[..., None].to(blocks.dtype)], -1).flatten(1)
-
-
-def check_settings(
-    state_dim: int,
-    discount: float,
-    tau: float,
-    q_range: tuple[float, ...] | None,
-    init_temperature: float,
-    dropout: float,
-) -> None:
-    """Raise ValueError for numbers with which no agent can be made, or none would learn."""
-    for name, value, fine, wanted in (
-        ("state_dim", state_dim, state_dim >= 0, "0 or more"),
-        ("discount", discount, 0 <= discount <= 1, "0 to 1"),
-        ("tau", tau, 0 <= tau <= 1, "a share from 0 to 1"),
-        ("q_range", q_range, q_range is None or (len(q_range) == 2 and q_range[0] < q_range[1]), "(lowest, highest)"),
-        ("init_temperature", init_temperature, init_temperature > 0, "a number above 0"),
-        ("dropout", dropout, 0 <= dropout < 1, "a rate from 0 to below 1"),
-    ):
-        if not fine:
-            raise ValueError(f"{name} is {value}; wanted {wanted}")
 
 
 class SACAgent(PixelAgent):

@@ -19,7 +19,7 @@ import torch
 
 from pytorch_serl.agents.sac import SACAgent
 from pytorch_serl.networks.augment import crop_offsets
-from pytorch_serl.training.run import _is_being_written, rng_state, set_rng_state
+from pytorch_serl.training.run import is_being_written, rng_state, set_rng_state
 from pytorch_serl.utils.files import atomic_write, uncompiled
 
 DTYPE = np.dtype("<f2")  # what a buffer holds
@@ -80,7 +80,7 @@ class DemoCache:
         """Keep the encoded frames, as `agent.encode_frames` returned them; does nothing where that cannot be done."""
         try:
             for file in self.path.parent.glob(glob.escape(f".{self.path.name}.") + "*.tmp"):  # of runs that were killed
-                if not _is_being_written(file):
+                if not is_being_written(file):
                     file.unlink(missing_ok=True)
             if shutil.disk_usage(self.path.parent).free < ROOM * self.bytes:
                 return

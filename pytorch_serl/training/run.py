@@ -178,12 +178,12 @@ def prepare_run_dir(path: str | os.PathLike, resume: bool, overwrite: bool, own_
     with tempfile.TemporaryFile(dir=path) as file:
         alone = flock(file) is not None  # else another run may be in here, see `hold_run_dir`
     for file in path.glob(".*.tmp"):  # what was being written when a run was killed
-        if alone or not _is_being_written(file):
+        if alone or not is_being_written(file):
             file.unlink(missing_ok=True)
     return path
 
 
-def _is_being_written(temporary: Path) -> bool:
+def is_being_written(temporary: Path) -> bool:
     """Whether another living process of this machine is named in the file's name (see `atomic_write`)."""
     process = temporary.name.split(".")[-2]
     if not process.isdigit() or int(process) in (0, os.getpid()):
