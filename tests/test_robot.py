@@ -105,7 +105,7 @@ def test_train_offline_keeps_the_rate(demos, tmp_path):
 def test_a_rate_without_an_environment_is_refused(demos, tmp_path, capsys):
     line = words(demos, tmp_path / "run", script="offline", control_hz=0)
     refused(train_offline, capsys, "--control_hz is 0.0; wanted steps per second", line)
-    line = words(demos, tmp_path / "run", script="offline", control_hz=10, env=None, eval_episodes=None)
+    line = words(demos, tmp_path / "run", script="offline", control_hz=10, env=None, eval_episodes=None, stop_at=None)
     refused(train_offline, capsys, "--control_hz needs an environment", line)
 
 
